@@ -1,0 +1,371 @@
+"""A batch job from settings to summary: look everything over, go on from what is done, run, report."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hfray.config import BatchSettings, SettingsError, to_plain
+from hfray.inputs import Table, scan
+from hfray.outputs import OutputFolder, PartReport
+from hfray.records import output_schema
+from hfray.resume import DoneRows, check_fingerprint, fingerprint
+
+OK, FAILED, UNUSABLE, TOO_MANY_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
+WHOLESALE_ROWS = 200  # that all failed: the job is stopped without waiting for the allowed share
+PACKAGES = "ray transformers torch openvino openvino-genai optimum-intel pyarrow langchain-core hydra-core".split()
+
+
+class TooManyErrorsError(RuntimeError):
+    """More rows failed than `errors.max_fraction` allows."""
+
+
+class JobError(RuntimeError):
+    """The job cannot go on; what is done is kept. The message is the cause, for a person."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """How a run went, as in `_hfray/summary.json`; `exit_code` as in the README."""
+
+    exit_code: int = OK
+    status: str = "finished"
+    message: str = ""
+    output: str = ""
+    rows: int = 0
+    rows_done_before: int = 0
+    written: PartReport = field(default_factory=PartReport)
+    failed_total: int = 0
+    seconds: float = 0.0
+    engine: dict[str, Any] = field(default_factory=dict)
+    timeline: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; rates are per second of the time in which the engine was ready."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["written"] = self.written.to_json()
+        busy = self.generating_seconds
+        plain["rates"] = {
+            "rows_per_second": self.written.rows / busy if busy else None,
+            "prompt_tokens_per_second": self.written.prompt_tokens / busy if busy else None,
+            "generated_tokens_per_second": self.written.generated_tokens / busy if busy else None,
+        }
+        return plain
+
+    @property
+    def generating_seconds(self) -> float:
+        """From the first engine's being ready to the end."""
+        ready = self.timeline.get("engine_ready")
+        return max(0.0, self.timeline.get("end", 0.0) - ready) if ready is not None else 0.0
+
+
+def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
+    """Run a batch job; returns its summary, also when rows failed or it was interrupted.
+
+    Args:
+        started: `time.time()` of the command, for the time line.
+
+    Raises:
+        SettingsError: settings or input cannot be used; nothing was started, nothing written.
+        JobError: the job could not go on.
+    """
+    summary = Summary(output=settings.output.path, timeline={"command": started or time.time()})
+    table = check(settings)
+    output = OutputFolder(_absolute(settings.output.path))
+    check_output(settings, output, table)
+    summary.timeline["checked"] = time.time()
+    run_id = take_over(settings, output)
+    done = done_rows(settings, output)
+    summary.rows, summary.rows_done_before, summary.failed_total = table.num_rows, done.count, done.failed
+    if done.count >= table.num_rows and not any_pending(table, done):
+        summary.message = "all rows are done already; nothing to do"
+        return finish(summary, settings, output)
+    try:
+        _run(settings, table, output, done, run_id, summary)
+    except TooManyErrorsError as error:
+        summary.exit_code, summary.status, summary.message = TOO_MANY_ERRORS, "too many errors", str(error)
+    except KeyboardInterrupt:
+        summary.exit_code, summary.status = INTERRUPTED, "interrupted"
+        summary.message = "interrupted; what is done is kept, and the same command goes on from there"
+    return finish(summary, settings, output)
+
+
+# --- before ----------------------------------------------------------------------------------------------------
+
+
+def check(settings: BatchSettings) -> Table:
+    """Everything that can be found wrong before anything is started; returns the table. Raises SettingsError."""
+    from hfray.prompts import RecordPrompt
+
+    try:
+        prompt = RecordPrompt(settings.prompt)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if settings.model.source.startswith((".", "/", "~")) and not Path(settings.model.source).expanduser().exists():
+        raise SettingsError(f"model.source={settings.model.source}: there is no such file or folder. Check the path.")
+    table = scan(settings.input)
+    for name in prompt.variables:
+        if name not in table.schema.names:
+            raise SettingsError(
+                f"prompt.template={settings.prompt.template!r}: {{{name}}} is no column of the input. "
+                f"Columns: {', '.join(table.schema.names)}. Rename it in the template, or add the column."
+            )
+    return table
+
+
+def check_output(settings: BatchSettings, output: OutputFolder, table: Table) -> None:
+    """Whether the folder may be written to, or gone on with. Raises SettingsError."""
+    foreign = output.foreign_files()
+    if foreign:
+        raise SettingsError(
+            f"output.path={output.path}: holds files that no hfray job made ({', '.join(foreign[:3])}). "
+            "Name a new or empty folder."
+        )
+    parts = output.parts()
+    if settings.output.overwrite or not parts:
+        return
+    if not settings.output.resume:
+        raise SettingsError(
+            f"output.path={output.path}: holds output already. Name another folder, or set output.resume=true to go on, "
+            "or output.overwrite=true to start over."
+        )
+    run = output.read_json("run.json")
+    if run is None:
+        raise SettingsError(
+            f"output.path={output.path}: holds Parquet files, and no _hfray/run.json that says how they were made. "
+            "Name another folder, or start over with output.overwrite=true."
+        )
+    check_fingerprint(fingerprint(settings), run["fingerprint"], output.path)
+    _check_schema(output, parts[0], table)
+
+
+def _check_schema(output: OutputFolder, part: str, table: Table) -> None:
+    import pyarrow.parquet as pq
+
+    there = pq.read_schema(part, filesystem=output.filesystem).remove_metadata()
+    mine = output_schema(table.schema)
+    if not there.equals(mine):
+        differ = [f.name for f in mine if f.name not in there.names or there.field(f.name).type != f.type]
+        differ += [name for name in there.names if name not in mine.names]
+        raise SettingsError(
+            f"output.path={output.path}: the columns there differ from this input's ({', '.join(differ)}). "
+            "Name another folder, or give the input as it was."
+        )
+
+
+def take_over(settings: BatchSettings, output: OutputFolder) -> str:
+    """Make the folder this run's own; returns the run's id. Raises SettingsError while another run is alive here."""
+    owner = output.read_json("owner.json")
+    if owner and owner["host"] == socket.gethostname() and _alive(owner["pid"]):
+        raise SettingsError(
+            f"output.path={output.path}: another run (process {owner['pid']}) is writing there. "
+            "Wait for its end, stop it, or name another folder."
+        )
+    output.prepare()
+    if settings.output.overwrite:
+        output.clear()
+        output.prepare()
+    run_id = uuid.uuid4().hex[:8]
+    output.write_json("owner.json", {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid()})
+    output.write_json(
+        "run.json",
+        {
+            "run_id": run_id,
+            "started": datetime.now(UTC).isoformat(),
+            "fingerprint": fingerprint(settings),
+            "settings": to_plain(settings),
+            "versions": versions(),
+        },
+    )
+    return run_id
+
+
+def done_rows(settings: BatchSettings, output: OutputFolder) -> DoneRows:
+    """The finished rows; with output.retry_errors, failed ones are dropped from the files first."""
+    if settings.output.retry_errors:
+        for part in output.parts():
+            output.drop_failed_rows(part)
+    return DoneRows.read(output, by_position=settings.input.id_column is None)
+
+
+def any_pending(table: Table, done: DoneRows) -> bool:
+    """Whether any row of the table is not done; reads the table until it finds one."""
+    blocks = (block for piece in table.slices for block in table.read(piece, 65536))
+    return any(done.drop_from(block).num_rows for block in blocks)
+
+
+# --- the run ---------------------------------------------------------------------------------------------------
+
+
+def _run(
+    settings: BatchSettings, table: Table, output: OutputFolder, done: DoneRows, run_id: str, summary: Summary
+) -> None:
+    from hfray import cluster
+
+    with cluster.connected(settings) as ray:
+        summary.timeline["ray_ready"] = time.time()
+        gpus = cluster.worker_gpus(settings)
+        waiting = cluster.check_resources(ray, settings, gpus)
+        folder = None
+        if settings.backend.name != "fake":
+            from hfray import models
+
+            folder = models.prepare(settings)
+            output.write_json("run.json", (output.read_json("run.json") or {}) | {"model": models.describe(settings)})
+        summary.timeline["model_ready"] = time.time()
+        from hfray.pipeline import Job
+
+        threads = cluster.worker_threads(ray, settings)
+        job = Job(
+            settings, table, done, output, folder, run_id, threads, cluster.reserved_cpus(threads), gpus
+        )  # fmt: skip
+        _watch(ray, job, summary, waiting)
+
+
+def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None) -> None:
+    """Run the pipeline, show how far it is, and stop it when it is failing or cannot start."""
+    from hfray.monitor import Monitor
+    from hfray.pipeline import run_pipeline
+    from hfray.progress import RunProgress
+
+    ray.data.DataContext.get_current().wait_for_min_actors_s = int(job.settings.workers.start_timeout)
+    monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1).remote()
+    pending: list[Any] = [monitor.snapshot.remote()]
+    snapshot: dict[str, Any] = {}
+
+    with RunProgress(summary.rows, summary.rows_done_before) as progress:
+        if waiting:
+            progress.say(waiting)
+
+        def on_tick(report: PartReport) -> None:
+            nonlocal snapshot
+            summary.written = report
+            if ray.wait(pending, timeout=0)[0]:
+                snapshot = ray.get(pending[0])
+                pending[0] = monitor.snapshot.remote()
+                progress.update(snapshot)
+            _stop_if_hopeless(job, summary, snapshot)
+
+        try:
+            run_pipeline(job, monitor, on_tick)
+        except (KeyboardInterrupt, TooManyErrorsError, JobError):
+            raise
+        except Exception as error:
+            raise JobError(explain(error)) from error
+        finally:
+            _take_snapshot(ray, monitor, snapshot, summary)
+    summary.failed_total += summary.written.failed
+    _check_complete(summary, job)
+
+
+def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Summary) -> None:
+    try:
+        snapshot = ray.get(monitor.snapshot.remote(), timeout=5)
+    except Exception:  # noqa: S110  the run is over, and the last snapshot will do
+        pass
+    totals = snapshot.get("totals", {})
+    steps = totals.get("steps", 0)
+    summary.engine = {
+        "steps": steps,
+        "share_of_full_steps": totals.get("full_steps", 0) / steps if steps else None,
+        "busy_seconds": totals.get("busy_seconds"),
+        "workers": snapshot.get("per_worker", {}),
+        "workers_replaced": snapshot.get("deaths", 0),
+    }
+    summary.timeline |= snapshot.get("timeline", {})
+
+
+def _stop_if_hopeless(job: Any, summary: Summary, snapshot: dict[str, Any]) -> None:
+    node = snapshot.get("cannot_start")
+    if node:
+        raise JobError(
+            f"a worker's process ended while it loaded the model, again and again (node {node}). "
+            "Its memory may be too small for the model; see the Ray logs of that node."
+        )
+    allowed = job.settings.errors.max_fraction
+    failed, rows = summary.failed_total + summary.written.failed, summary.written.rows
+    wholesale = rows >= WHOLESALE_ROWS and summary.written.failed == rows and allowed < 1
+    if wholesale or failed > allowed * summary.rows:
+        summary.failed_total = failed
+        raise TooManyErrorsError(_error_report(failed, summary, job.settings))
+
+
+def _error_report(failed: int, summary: Summary, settings: BatchSettings) -> str:
+    top = "; ".join(f"{count} x {error}" for error, count in summary.written.errors.most_common(3))
+    return (
+        f"{failed} of {summary.rows} rows failed, and errors.max_fraction={settings.errors.max_fraction} allows "
+        f"{int(settings.errors.max_fraction * summary.rows)}. Most frequent: {top or 'from earlier runs'}. "
+        "Mend the input or the template, and run again with output.retry_errors=true."
+    )
+
+
+def _check_complete(summary: Summary, job: Any) -> None:
+    written = summary.rows_done_before + summary.written.rows
+    if written < summary.rows:
+        raise JobError(
+            f"{summary.rows - written} of {summary.rows} rows were not answered. The input may have changed while it was "
+            "read; run the same command again."
+        )
+
+
+# --- after -----------------------------------------------------------------------------------------------------
+
+
+def finish(summary: Summary, settings: BatchSettings, output: OutputFolder) -> Summary:
+    """Settle the exit code and write summary.json."""
+    summary.timeline["end"] = time.time()
+    summary.seconds = summary.timeline["end"] - summary.timeline["command"]
+    if summary.exit_code == OK and summary.failed_total > settings.errors.max_fraction * summary.rows:
+        summary.exit_code, summary.status = TOO_MANY_ERRORS, "too many errors"
+        summary.message = _error_report(summary.failed_total, summary, settings)
+    output.write_json("summary.json", summary.to_json())
+    return summary
+
+
+def explain(error: BaseException) -> str:
+    """The cause at the bottom of a chain of Ray's errors, in one paragraph."""
+    cause: BaseException = error
+    seen = set()
+    while id(cause) not in seen:
+        seen.add(id(cause))
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        cause = inner
+    text = str(cause).strip()
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if "Traceback" in text and lines else text or type(cause).__name__
+
+
+def versions() -> dict[str, str]:
+    """Versions of what is installed of the packages that decide a run."""
+    found = {}
+    for package in ["hfray", *PACKAGES]:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,342 @@
+"""The settings of a run: composed by Hydra from conf/, checked here, and plain frozen dataclasses ever after.
+
+Every error is a SettingsError that names the key, its value and the remedy; nothing expensive is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import OmegaConf
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from hfray.engines.params import GenerationParams
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+# Below these keys anything may be written: they go through to a library that has its own names.
+OPEN_KEYS = (
+    "generation.",
+    "backend.ov_config.",
+    "model.kwargs.",
+    "workers.resources.",
+    "workers.labels.",
+    "prompt._target_",
+)
+T = TypeVar("T")
+Task = Literal["text-generation", "text2text-generation", "summarization", "translation"]
+
+
+class SettingsError(ValueError):
+    """Settings or input that cannot be used: exit code 2, nothing started."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelSettings:
+    """Which model; the fields are those of `from_pretrained`."""
+
+    source: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OpenVINOBackend:
+    """OpenVINO GenAI's continuous batching; `ov_config` goes to OpenVINO untouched."""
+
+    name: Literal["openvino"]
+    ov_config: dict[str, Any] = Field(default_factory=dict)
+    weight_format: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
+    group_size: int | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    batch_tokens: int = Field(default=512, ge=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    prefix_caching: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TransformersBackend:
+    """transformers and torch; `attention` is `attn_implementation`, None lets transformers choose (sdpa)."""
+
+    name: Literal["transformers"]
+    attention: str | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    batch_tokens: int = Field(default=8192, ge=1)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FakeBackend:
+    """No model: deterministic text, and faults on demand (`hfray.engines.fake`)."""
+
+    name: Literal["fake"]
+    batch_size: int | None = Field(default=None, ge=1)
+    tokens_per_step: int = Field(default=1 << 20, ge=1)
+    step_seconds: float = Field(default=0.0, ge=0)
+    context_length: int = Field(default=1 << 20, ge=1)
+    fail_on: str | None = None
+    die_on: str | None = None
+    hang_on: str | None = None
+
+
+Backend = OpenVINOBackend | TransformersBackend | FakeBackend
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DeviceSettings:
+    """Where the model runs: `index` -1 CPU, n the n-th GPU; `map` an accelerate device map; `name` OpenVINO's."""
+
+    index: int | None = Field(default=None, ge=-1)
+    map: str | dict[str, Any] | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.map is not None and self.index is not None and self.index >= 0:
+            raise ValueError(
+                f"device.index={self.index} and device.map={self.map!r} are both given: one GPU, or a map over several. "
+                "Drop one of them."
+            )
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether an engine needs a CUDA GPU from Ray (an Intel GPU under OpenVINO is `name`, and none of these)."""
+        return self.map not in (None, "cpu") or (self.index is not None and self.index >= 0)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PromptSettings:
+    """How a record becomes a prompt: a LangChain template, or `target`, a LangChain object of the user's own."""
+
+    template: str | None = None
+    format: Literal["f-string", "jinja2", "mustache"] = "f-string"
+    chat: bool = False
+    system: str | None = None
+    target: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InputSettings:
+    """The table: files, folders or globs, local or in the cloud."""
+
+    path: str | list[str]
+    format: Literal["parquet", "jsonl", "csv", "text"] | None = None
+    limit: int | None = Field(default=None, ge=1)
+    id_column: str | None = None
+    columns: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OutputSettings:
+    """The output folder and how it is written.
+
+    `rows_per_file` bounds a file's rows; `flush_seconds` bounds how long finished rows wait to be written, and so
+    what a crash costs beyond the rows in flight.
+    """
+
+    path: str
+    resume: bool = True
+    overwrite: bool = False
+    retry_errors: bool = False
+    rows_per_file: int = Field(default=100_000, ge=1)
+    flush_seconds: float = Field(default=30.0, gt=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WorkerSettings:
+    """The actor pool: `size` n or [min, max] workers, one engine in each; the rest is what one worker takes."""
+
+    size: int | list[int] = 1
+    cpus: int | Literal["auto"] = "auto"
+    gpus: float | Literal["auto"] = "auto"
+    resources: dict[str, float] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+    step_timeout: float = Field(default=600.0, gt=0)
+    start_timeout: float = Field(default=3600.0, gt=0)
+    rows_per_block: int | None = Field(default=None, ge=1)
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        if not 1 <= low <= high or (isinstance(self.size, list) and len(self.size) != 2):
+            raise ValueError(f"workers.size={self.size!r}: must be a count >= 1 or [min, max] with 1 <= min <= max.")
+        if self.cpus != "auto" and self.cpus < 1:
+            raise ValueError(f"workers.cpus={self.cpus}: must be 'auto' or at least 1.")
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[-1])
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ErrorSettings:
+    """How many failed rows a run puts up with."""
+
+    max_fraction: float = Field(default=0.05, ge=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RaySettings:
+    """Where Ray runs: an address, "auto" for the cluster this machine belongs to, "local" for one of our own."""
+
+    address: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EngineSettings:
+    """All that decides an engine and its text: what `load_engine` takes, for every way of running it."""
+
+    model: ModelSettings
+    task: Task = "text-generation"
+    backend: Backend = Field(discriminator="name")
+    device: DeviceSettings = Field(default_factory=DeviceSettings)
+    generation: dict[str, Any] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.params  # its errors name the key
+
+    @property
+    def params(self) -> GenerationParams:
+        """The generation settings, checked."""
+        return GenerationParams.from_mapping(self.generation)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BatchSettings(EngineSettings):
+    """A batch job."""
+
+    prompt: PromptSettings
+    input: InputSettings
+    output: OutputSettings
+    workers: WorkerSettings = Field(default_factory=WorkerSettings)
+    errors: ErrorSettings = Field(default_factory=ErrorSettings)
+    ray: RaySettings = Field(default_factory=RaySettings)
+    plan: bool = False
+    verbose: bool = False
+
+
+def config_folder() -> Path:
+    """The folder of presets: inside the installed package, or at the top of a checkout."""
+    here = Path(__file__).parent
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+def compose(root: str, overrides: list[str]) -> dict[str, Any]:
+    """Compose conf/`root`.yaml with `overrides` as Hydra does; returns plain values.
+
+    Raises:
+        SettingsError: an unknown key, group, preset or a must that is missing.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            config = hydra_compose(root, [_opened(override) for override in overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(_explain(error, overrides)) from error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise SettingsError(f"{missing[0]} is not given. Add `{missing[0]}=...` to the command.")
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise SettingsError(str(error)) from error
+    values.pop("conf", None)
+    _move_target(values.get("prompt"))
+    return values
+
+
+def _move_target(prompt: dict[str, Any] | None) -> None:
+    """`prompt._target_` and the arguments beside it, as Hydra spells an object, become `prompt.target`."""
+    if prompt and "_target_" in prompt:
+        own = {field.name for field in dataclasses.fields(PromptSettings)}
+        prompt["target"] = {key: prompt.pop(key) for key in list(prompt) if key not in own}
+
+
+def build(kind: type[T], values: dict[str, Any]) -> T:
+    """Settings dataclass of `kind` from plain values. Raises SettingsError, naming key, value and remedy."""
+    try:
+        return TypeAdapter(kind).validate_python(values, strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(_explain_field(first, kind)) from error
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """Settings as nested plain values, for run.json."""
+    return dataclasses.asdict(settings)
+
+
+def cache_folder() -> Path:
+    """Where models are kept: `HFRAY_CACHE`, else `hfray` under the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HFRAY_CACHE") or Path(base) / "hfray").expanduser().absolute()
+
+
+def _opened(override: str) -> str:
+    return f"++{override}" if override.startswith(OPEN_KEYS) else override
+
+
+def _explain(error: Exception, overrides: list[str]) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if f"'{key.lstrip('+~')}'" not in text:
+            continue
+        options = sorted(path.stem for path in (config_folder() / key).glob("*.yaml"))
+        if options:
+            close = difflib.get_close_matches(value, options, n=1)
+            return (
+                f"{key}={value}: there is no such choice. "
+                + (f"Did you mean {close[0]}? " if close else "")
+                + (f"Choices: {', '.join(options)}.")
+            )
+        close = difflib.get_close_matches(key, _known_keys(), n=1)
+        return f"{key}={value}: there is no such key. " + (f"Did you mean {close[0]}?" if close else "See --help.")
+    return " ".join(lines[:3])
+
+
+def _known_keys() -> list[str]:
+    keys = []
+    for section in dataclasses.fields(BatchSettings):
+        kinds = [section.type] if dataclasses.is_dataclass(section.type) else []
+        if section.name == "backend":
+            kinds = [OpenVINOBackend, TransformersBackend, FakeBackend]
+        kinds = kinds or [_SECTIONS.get(section.name)]
+        keys.append(section.name)
+        keys += [f"{section.name}.{f.name}" for kind in kinds if kind for f in dataclasses.fields(kind)]
+    return keys
+
+
+_SECTIONS = {
+    "model": ModelSettings,
+    "device": DeviceSettings,
+    "prompt": PromptSettings,
+    "input": InputSettings,
+    "output": OutputSettings,
+    "workers": WorkerSettings,
+    "errors": ErrorSettings,
+    "ray": RaySettings,
+}
+
+
+def _explain_field(error: Any, kind: type) -> str:
+    names = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
+    names = [name for name in names if name not in ("openvino", "transformers", "fake", "int", "str", "list[int]")]
+    key, value, reason = ".".join(names), error.get("input"), error["msg"]
+    if error["type"] == "value_error":  # raised by our own checks, which name their keys
+        return reason.removeprefix("Value error, ")
+    if error["type"] == "unexpected_keyword_argument":
+        close = difflib.get_close_matches(key, _known_keys(), n=1)
+        return f"{key}={value!r}: there is no such key. " + (f"Did you mean {close[0]}?" if close else "See --help.")
+    if error["type"] == "missing":
+        return f"{key} is not given. Add `{key}=...` to the command."
+    return f"{key}={value!r}: {reason[0].lower()}{reason[1:]}. Set {key} to such a value."

@@ -1,0 +1,123 @@
+"""An engine without a model: deterministic text, and faults on demand, to try a pipeline before paying for one."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import zlib
+from collections import deque
+from collections.abc import Sequence
+
+from hfray.engines.base import Engine, Request, StepOutput
+
+WORDS = "the a model row answer is of and to in it that was for on are as with they at be this from have or".split()
+
+
+class FakeTokenizer:
+    """One token per UTF-8 byte; chat messages become `role: content` lines."""
+
+    bos_id = 1
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode("utf-8", "surrogatepass"))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode("utf-8", "replace")
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        return "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant: "
+
+
+class FakeEngine(Engine):
+    """Writes words picked by the prompt's checksum and the row's seed, `tokens_per_step` bytes a step.
+
+    Args:
+        capacity: requests run at once.
+        context_length: in bytes of prompt and completion.
+        tokens_per_step: bytes written per request and step.
+        step_seconds: how long a step takes, whatever runs in it.
+        fail_on, die_on, hang_on: regular expressions over the prompt: such a row gets an error, ends the process
+            (after `die_after` steps), or hangs the step for good.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int = 64,
+        context_length: int = 1 << 20,
+        tokens_per_step: int = 1 << 20,
+        step_seconds: float = 0.0,
+        fail_on: str | None = None,
+        die_on: str | None = None,
+        hang_on: str | None = None,
+    ) -> None:
+        self.tokenizer = FakeTokenizer()
+        self.capacity = capacity
+        self.context_length = context_length
+        self._tokens_per_step = tokens_per_step
+        self._step_seconds = step_seconds
+        self._faults = {
+            name: re.compile(pattern.encode())
+            for name, pattern in (("fail", fail_on), ("die", die_on), ("hang", hang_on))
+            if pattern
+        }
+        self._waiting: deque[Request] = deque()
+        self._running: dict[int, tuple[Request, bytes, int]] = {}
+        self._num_running = 0
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(request)
+
+    def step(self) -> list[StepOutput]:
+        if self._step_seconds:
+            time.sleep(self._step_seconds)
+        while self._waiting and len(self._running) < self.capacity:
+            request = self._waiting.popleft()
+            self._running[request.id] = (request, self._write(request), 0)
+        self._num_running = len(self._running)
+        return [self._advance(*entry) for entry in list(self._running.values())]
+
+    def cancel(self, request_id: int) -> None:
+        if self._running.pop(request_id, None) is None:
+            self._waiting = deque(request for request in self._waiting if request.id != request_id)
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._running) + len(self._waiting)
+
+    def _advance(self, request: Request, text: bytes, done: int) -> StepOutput:
+        fault = self._fault(request) if self._faults else None
+        if fault == "fail":
+            del self._running[request.id]
+            return StepOutput(request.id, error="the fake engine was told to fail on this row")
+        until = min(len(text), done + self._tokens_per_step)
+        output = StepOutput(request.id, list(text[done:until]))
+        if until == len(text):
+            output.finish_reason = "length" if len(text) >= request.max_new_tokens else "stop"
+            del self._running[request.id]
+        else:
+            self._running[request.id] = (request, text, until)
+        return output
+
+    def _fault(self, request: Request) -> str | None:
+        prompt = bytes(request.prompt_ids)
+        for name, pattern in self._faults.items():
+            if pattern.search(prompt):
+                if name == "die":
+                    os._exit(1)
+                while name == "hang":
+                    time.sleep(1)
+                return name
+        return None
+
+    def _write(self, request: Request) -> bytes:
+        """About `checksum % 40` words, cut at `max_new_tokens` bytes; with ignore_eos, as many as fit."""
+        number = zlib.crc32(bytes(request.prompt_ids), request.seed)
+        count = request.max_new_tokens if request.params.ignore_eos else 4 + number % 8
+        words = (WORDS[(number >> (i % 24)) % len(WORDS)] for i in range(count))
+        return (" " + " ".join(words)).encode()[: request.max_new_tokens]

@@ -1,0 +1,105 @@
+"""Settings to a running engine: the one place that knows which class a backend is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfray.engines.base import Engine
+
+if TYPE_CHECKING:
+    from hfray.config import EngineSettings
+
+SEQ2SEQ = {"text2text-generation", "summarization", "translation"}
+
+
+def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads: int | None = None) -> Engine:
+    """Load the engine that `settings` describe.
+
+    Args:
+        folder: the prepared model folder; None fetches and prepares it (`hfray.models.prepare`).
+        threads: CPU threads it may use; None leaves that to the library.
+
+    Raises:
+        ValueError: the model or device cannot be used; the message names the key, its value and the remedy.
+    """
+    backend = settings.backend
+    if backend.name == "fake":
+        from hfray.engines.fake import FakeEngine
+
+        names = ("tokens_per_step", "step_seconds", "context_length", "fail_on", "die_on", "hang_on")
+        return FakeEngine(capacity=backend.batch_size or 64, **{name: getattr(backend, name) for name in names})
+    if folder is None:
+        from hfray.models import prepare
+
+        folder = prepare(settings)
+    return (_openvino if backend.name == "openvino" else _transformers)(settings, folder, threads)
+
+
+def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> Engine:
+    backend, device = settings.backend, settings.device.name or "CPU"
+    properties: dict[str, Any] = dict(backend.ov_config)
+    if threads and device == "CPU":
+        properties.setdefault("INFERENCE_NUM_THREADS", threads)
+    if settings.task in SEQ2SEQ:
+        from hfray.engines.seq2seq import Seq2SeqEngine
+
+        return Seq2SeqEngine.from_openvino(folder, device=device, properties=properties, capacity=backend.batch_size)
+    from hfray.engines.openvino import OpenVINOEngine
+
+    return OpenVINOEngine(
+        folder,
+        device=device,
+        properties=properties,
+        capacity=backend.batch_size or 64,
+        batch_tokens=backend.batch_tokens,
+        kv_cache_gib=backend.kv_cache_gib,
+        prefix_caching=backend.prefix_caching,
+    )
+
+
+def _transformers(settings: EngineSettings, folder: Path, threads: int | None) -> Engine:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    backend, device = settings.backend, settings.device
+    options: dict[str, Any] = {
+        "capacity": backend.batch_size,
+        "batch_tokens": backend.batch_tokens,
+        "device": torch_device(device.index),
+        "device_map": device.map,
+        "dtype": settings.model.dtype,
+        "attention": backend.attention,
+        "trust_remote_code": settings.model.trust_remote_code,
+        "model_kwargs": settings.model.kwargs,
+    }
+    if settings.task in SEQ2SEQ:
+        from hfray.engines.seq2seq import Seq2SeqEngine
+
+        return Seq2SeqEngine.from_folder(folder, **options)
+    from hfray.engines.transformers import TransformersEngine
+
+    return TransformersEngine.from_folder(folder, **options)
+
+
+def torch_device(index: int | None) -> str:
+    """torch's name of device.index. Raises ValueError where there is no such GPU.
+
+    Under Ray each worker sees only its own GPUs, so any index means the worker's first.
+    """
+    import torch
+
+    if index is None or index < 0:
+        return "cpu"
+    count = torch.cuda.device_count()
+    if "RAY_JOB_ID" in os.environ or os.environ.get("HFRAY_WORKER"):
+        index = 0
+    if index >= count:
+        raise ValueError(
+            f"device.index={index}: there is no such GPU here (torch {torch.__version__} sees {count}). "
+            "Use device=cpu, or a machine with a GPU and a torch built for it."
+        )
+    return f"cuda:{index}"

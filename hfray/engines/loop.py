@@ -1,0 +1,250 @@
+"""The one loop around an engine: batch worker, online server and LangChain all generate through it."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from hfray.engines.base import Engine, EngineDiedError, GenerationParams, Request, RequestError, StepOutput
+from hfray.engines.text import CompletionText
+
+Outcome = "Completion | EngineDiedError"
+FULL = 0.8  # a step counts as full when at least this share of the engine's capacity is running
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt ready for the engine; a chat prompt carries its special tokens in its text already."""
+
+    text: str
+    special_tokens_in_text: bool = False
+
+
+@dataclass(slots=True)
+class Completion:
+    """What a prompt became: text and finish reason ("stop", "length"), or an error ("error")."""
+
+    text: str | None = None
+    finish_reason: str = "error"
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    error: str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class LoopStats:
+    """Counters since the loop started; all grow, but `running`, `waiting` and `capacity`, which are now."""
+
+    steps: int = 0
+    full_steps: int = 0
+    rows: int = 0
+    failed_rows: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    busy_seconds: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    capacity: int = 0
+
+
+@dataclass(slots=True)
+class _Sequence:
+    request: Request
+    text: CompletionText
+    on_done: Callable[[Completion | EngineDiedError], None]
+    on_text: Callable[[str], None] | None
+    num_generated: int = 0
+    logprobs: list = field(default_factory=list)
+
+
+class EngineLoop:
+    """A thread that steps an engine for as long as anything is in it.
+
+    Thread-safe. Callbacks run on the loop's thread and must return at once. When the engine dies, every request in
+    it gets the EngineDiedError, and so does every later one.
+    """
+
+    def __init__(self, engine: Engine, on_death: Callable[[EngineDiedError], None] | None = None) -> None:
+        self.engine = engine
+        self.stats = LoopStats(capacity=engine.capacity)
+        self._on_death = on_death
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._sequences: dict[int, _Sequence] = {}
+        self._ids = itertools.count(1)
+        self._closing = False
+        self._died: EngineDiedError | None = None
+        self._step_started: float | None = None
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self._thread.start()
+
+    # --- callers' side -----------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: GenerationParams,
+        on_done: Callable[[Completion | EngineDiedError], None],
+        on_text: Callable[[str], None] | None = None,
+        sample: int = 0,
+    ) -> int | None:
+        """Send a prompt to the engine; returns its id for `cancel`, or None where it failed at once.
+
+        Args:
+            on_done: called once, with the completion (its `error` set if the prompt was at fault), or the death.
+            on_text: called with each new piece of text, for streaming.
+            sample: which of several completions of one prompt this is; each has its own seed.
+        """
+        try:
+            request = self._request(prompt, params, sample)
+        except RequestError as error:
+            self.stats.failed_rows += 1
+            on_done(Completion(error=str(error)))
+            return None
+        text = CompletionText(self.engine.tokenizer, request.prompt_ids, params.stop_strings, on_text is not None)
+        sequence = _Sequence(request, text, on_done, on_text)
+        self._inbox.put(lambda: self._add(sequence))
+        return request.id
+
+    def cancel(self, request_id: int) -> None:
+        """Drop a request; its slot is free from the next step on. Its callbacks are not called any more."""
+        self._inbox.put(lambda: self._cancel(request_id))
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> list[Completion]:
+        """Complete prompts and wait; completions are in the prompts' order. Raises EngineDiedError."""
+        futures: list[Future[Completion]] = [Future() for _ in prompts]
+        for prompt, future in zip(prompts, futures, strict=True):
+            self.submit(prompt, params, lambda outcome, future=future: resolve(future, outcome))
+        return [future.result() for future in futures]
+
+    def stalled_for(self) -> float:
+        """Seconds that the step under way has taken so far; 0 between steps."""
+        started = self._step_started
+        return 0.0 if started is None else time.monotonic() - started
+
+    def close(self) -> None:
+        """Stop after the step under way and free the engine; requests still in it die."""
+        self._closing = True
+        self._inbox.put(lambda: None)
+        self._thread.join()
+
+    def _request(self, prompt: Prompt, params: GenerationParams, sample: int) -> Request:
+        tokenizer = self.engine.tokenizer
+        ids = tokenizer.encode(prompt.text, add_special_tokens=not prompt.special_tokens_in_text)
+        if not ids:  # as transformers' generate: an empty prompt starts from the beginning-of-sequence token
+            if tokenizer.bos_id is None:
+                raise RequestError("prompt is empty, and the model has no token to begin with")
+            ids = [tokenizer.bos_id]
+        room = params.max_tokens_for(len(ids), self.engine.context_length)
+        seed = params.row_seed(prompt.text, sample) if params.sampling else 0
+        return Request(id=next(self._ids), prompt_ids=ids, max_new_tokens=room, params=params, seed=seed)
+
+    # --- the loop's own thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._read_inbox()
+                if self.engine.num_unfinished:
+                    self._step()
+            self._die(EngineDiedError("the engine was closed"))
+        except BaseException as error:
+            self._die(EngineDiedError(f"{type(error).__name__}: {error}"))
+        finally:
+            self.engine.close()
+            while True:  # requests that come later learn of the death too
+                if self._closing and self._inbox.empty():
+                    return
+                self._inbox.get()()
+
+    def _read_inbox(self) -> None:
+        if not self.engine.num_unfinished:
+            self.stats.running = 0
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _step(self) -> None:
+        self._step_started = started = time.monotonic()
+        outputs = self.engine.step()
+        self._step_started = None
+        stats, running = self.stats, self.engine.num_running
+        stats.busy_seconds += time.monotonic() - started
+        stats.steps += 1
+        stats.full_steps += running >= FULL * self.engine.capacity
+        stats.running, stats.waiting = running, self.engine.num_unfinished - running
+        for output in outputs:
+            self._advance(output)
+
+    def _add(self, sequence: _Sequence) -> None:
+        if self._died is not None:
+            sequence.on_done(self._died)
+            return
+        try:
+            self.engine.add(sequence.request)
+        except RequestError as error:
+            self._finish(sequence, StepOutput(sequence.request.id, error=str(error)))
+            return
+        self._sequences[sequence.request.id] = sequence
+
+    def _cancel(self, request_id: int) -> None:
+        if self._sequences.pop(request_id, None) is not None and self._died is None:
+            self.engine.cancel(request_id)
+
+    def _advance(self, output: StepOutput) -> None:
+        sequence = self._sequences.get(output.request_id)
+        if sequence is None:
+            return
+        sequence.num_generated += len(output.token_ids)
+        sequence.logprobs.extend(output.logprobs)
+        delta = sequence.text.push(output.token_ids)
+        if sequence.text.stopped and output.finish_reason is None:
+            self.engine.cancel(output.request_id)
+            output.finish_reason = "stop"
+        ended = output.finish_reason is not None or output.error is not None
+        if ended:
+            delta += sequence.text.finish()
+            del self._sequences[output.request_id]
+        if delta and sequence.on_text is not None:
+            sequence.on_text(delta)
+        if ended:
+            self._finish(sequence, output)
+
+    def _finish(self, sequence: _Sequence, output: StepOutput) -> None:
+        completion = Completion(num_prompt_tokens=len(sequence.request.prompt_ids), error=output.error)
+        if output.error is None:
+            completion.text = sequence.text.text
+            completion.finish_reason = "stop" if sequence.text.stopped else output.finish_reason
+            completion.num_generated_tokens = sequence.num_generated
+            completion.token_ids = sequence.text.token_ids
+            completion.logprobs = sequence.logprobs
+        stats = self.stats
+        stats.rows += 1
+        stats.failed_rows += output.error is not None
+        stats.prompt_tokens += completion.num_prompt_tokens
+        stats.generated_tokens += completion.num_generated_tokens
+        sequence.on_done(completion)
+
+    def _die(self, error: EngineDiedError) -> None:
+        self._died = error
+        if self._on_death is not None and not self._closing:
+            self._on_death(error)
+        for sequence in self._sequences.values():
+            sequence.on_done(error)
+        self._sequences.clear()
+
+
+def resolve(future: Future[Completion], outcome: Completion | EngineDiedError) -> None:
+    """Put an outcome into a future; one that its waiter has cancelled is left alone."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, EngineDiedError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -1,0 +1,184 @@
+"""OpenVINO GenAI's continuous batching over an IR folder. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import openvino
+import openvino_genai as genai
+import psutil
+
+from hfray.engines.base import Engine, Request, RequestError, StepOutput
+from hfray.modelfolder import context_length
+
+KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
+KV_CACHE_GIB = (1, 16)  # ... within these bounds
+
+
+class OpenVINOTokenizer:
+    """The IR folder's own tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("openvino_tokenizer.xml", "openvino_detokenizer.xml"):
+            if not (folder / name).exists():
+                raise ValueError(
+                    f"model.source={folder}: the folder has no tokenizer ({name} is missing). Export the model again "
+                    "with `python -m jobs.export`, or run `convert_tokenizer` of openvino-tokenizers on it."
+                )
+        self._tokenizer = genai.Tokenizer(folder)
+        bos = self._tokenizer.get_bos_token_id()
+        self.bos_id = bos if bos >= 0 else None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        if not text:
+            return []
+        safe = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text to the native tokenizer
+        return self._tokenizer.encode(safe, add_special_tokens=add_special_tokens).input_ids.data[0].tolist()
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(token_ids)) if len(token_ids) else ""
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        if not self._tokenizer.chat_template:
+            raise ValueError("prompt.chat=true: the model has no chat template. Use prompt.chat=false.")
+        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+
+
+class OpenVINOEngine(Engine):
+    """A `ContinuousBatchingPipeline`, its requests added, stepped and cancelled one by one.
+
+    Args:
+        folder: the IR folder (`openvino_model.xml`, `openvino_tokenizer.xml`, `config.json`).
+        device: "CPU", "GPU", ...
+        properties: OpenVINO properties, passed through untouched.
+        capacity: sequences run at once.
+        batch_tokens: most tokens (of prompts and running sequences) in one step.
+        kv_cache_gib: size of the KV cache; None takes a quarter of the free memory.
+        prefix_caching: keep and reuse the KV cache of shared beginnings of prompts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str = "CPU",
+        properties: Mapping[str, Any] | None = None,
+        capacity: int = 64,
+        batch_tokens: int = 512,
+        kv_cache_gib: float | None = None,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.tokenizer = OpenVINOTokenizer(folder)
+        self.context_length = context_length(folder)
+        self.capacity = capacity
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size = max(1, round(kv_cache_gib or _kv_cache_gib()))
+        scheduler.max_num_seqs = capacity
+        scheduler.max_num_batched_tokens = max(batch_tokens, capacity)
+        scheduler.enable_prefix_caching = prefix_caching
+        self._kv_cache_gib = scheduler.cache_size
+        try:
+            self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, device, dict(properties or {}))
+        except RuntimeError as error:
+            raise ValueError(
+                f"OpenVINO cannot run model.source={folder} on device.name={device} with "
+                f"backend.ov_config={json.dumps(dict(properties or {}))}: {error}"
+            ) from error
+        self._defaults = self._pipeline.get_config()
+        self._handles: dict[int, genai.GenerationHandle] = {}
+        self._num_running = 0
+
+    def add(self, request: Request) -> None:
+        ids = openvino.Tensor(_row(request.prompt_ids))
+        self._handles[request.id] = self._pipeline.add_request(request.id, ids, self._config(request))
+
+    def step(self) -> list[StepOutput]:
+        self._pipeline.step()
+        self._num_running = self._pipeline.get_metrics().scheduled_requests
+        outputs = []
+        for request_id, handle in list(self._handles.items()):
+            output = self._read(request_id, handle)
+            if output is None:
+                continue
+            outputs.append(output)
+            if output.finish_reason is not None or output.error is not None:
+                del self._handles[request_id]
+        return outputs
+
+    def cancel(self, request_id: int) -> None:
+        handle = self._handles.pop(request_id, None)
+        if handle is not None:
+            handle.cancel()
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._handles)
+
+    def close(self) -> None:
+        self._handles.clear()
+        self._pipeline = None
+
+    def _read(self, request_id: int, handle: genai.GenerationHandle) -> StepOutput | None:
+        if not handle.can_read():
+            if handle.get_status() == genai.GenerationStatus.IGNORED:
+                return StepOutput(
+                    request_id,
+                    error=f"prompt too long: it does not fit the KV cache of {self._kv_cache_gib} GiB "
+                    "(backend.kv_cache_gib)",
+                )
+            return None
+        output = StepOutput(request_id)
+        while handle.can_read():
+            for part in handle.read().values():
+                output.token_ids.extend(part.generated_ids)
+                output.logprobs.extend((logprob, []) for logprob in part.generated_log_probs)
+                if part.finish_reason != genai.GenerationFinishReason.NONE:
+                    output.finish_reason = "length" if part.finish_reason.name == "LENGTH" else "stop"
+        if output.token_ids and output.finish_reason == "stop" and output.token_ids[-1] in self._end_ids:
+            output.token_ids.pop()
+        output.logprobs = output.logprobs[: len(output.token_ids)]
+        return output
+
+    @property
+    def _end_ids(self) -> set[int]:
+        return {self._defaults.eos_token_id, *self._defaults.stop_token_ids}
+
+    def _config(self, request: Request) -> genai.GenerationConfig:
+        params, config = request.params, genai.GenerationConfig()
+        if params.num_beams > 1:
+            raise RequestError("generation.num_beams > 1 is not supported by backend=openvino; use transformers")
+        config.eos_token_id = self._defaults.eos_token_id
+        config.stop_token_ids = self._defaults.stop_token_ids
+        config.max_new_tokens = request.max_new_tokens
+        config.min_new_tokens = min(params.min_new_tokens, request.max_new_tokens)
+        config.ignore_eos = params.ignore_eos
+        config.do_sample = params.sampling
+        config.rng_seed = request.seed
+        config.apply_chat_template = False
+        if params.logprobs is not None:
+            config.logprobs = 1
+        sampling = ("temperature", "top_k", "top_p", "min_p") if params.sampling else ()
+        always = ("repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty")
+        for name in (*sampling, *always):
+            value = getattr(params, name)
+            if value is not None and not (name == "top_k" and value == 0):
+                setattr(config, name, value)
+        return config
+
+
+def _row(token_ids: list[int]) -> Any:
+    import numpy
+
+    return numpy.array([token_ids], dtype=numpy.int64)
+
+
+def _kv_cache_gib() -> float:
+    free = psutil.virtual_memory().available * KV_CACHE_SHARE / (1 << 30)
+    return min(max(free, KV_CACHE_GIB[0]), KV_CACHE_GIB[1])

@@ -1,0 +1,156 @@
+"""How a completion is generated: transformers' GenerationConfig fields, checked, plus `seed` and `stop`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+
+class RequestError(ValueError):
+    """A request's own fault (its prompt is too long, empty, not text): an error row, never a dead worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationParams:
+    """What to generate, in the words of transformers' `GenerationConfig`.
+
+    Attributes:
+        max_new_tokens: most tokens to generate; wins over `max_length` when both are given, as in transformers.
+        max_length: most tokens of prompt and completion together.
+        do_sample: sample or take the likeliest token; when not given, `temperature` > 0 decides.
+        temperature: softmax temperature; 0 means greedy.
+        stop_strings: the completion ends before the first of these.
+        seed: base seed; each row's own seed is derived from it and the row's prompt (`row_seed`).
+        ignore_eos: go on past the end-of-sequence token (for measuring).
+        logprobs: how many of the likeliest tokens to report with each generated token; 0 reports only its own.
+        num_beams, length_penalty, early_stopping: beam search, for sequence-to-sequence models.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int = 0
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    num_beams: int = 1
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+
+    DEFAULT_MAX_NEW_TOKENS = 256  # as transformers' text-generation pipeline
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"generation.{name}={value!r}: must be a number.")
+            if not low <= value <= high:
+                raise ValueError(f"generation.{name}={value!r}: must be between {low} and {high}.")
+        for name in _INTEGERS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise ValueError(f"generation.{name}={value!r}: must be a whole number.")
+        if any(not isinstance(stop, str) or not stop for stop in self.stop_strings):
+            raise ValueError(f"generation.stop_strings={self.stop_strings!r}: must be non-empty strings.")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> GenerationParams:
+        """Build from config or keyword arguments; `stop` is another name for `stop_strings`.
+
+        Raises:
+            ValueError: an unknown field, a wrong type, or a value out of range; the message names the key.
+        """
+        values = {key: value for key, value in values.items() if value is not None}
+        stop = values.pop("stop", None)
+        if stop is not None:
+            values.setdefault("stop_strings", stop)
+        if isinstance(values.get("stop_strings"), str):
+            values["stop_strings"] = (values["stop_strings"],)
+        values["stop_strings"] = tuple(values.get("stop_strings", ()))
+        known = [field.name for field in fields(cls)]
+        for key in values.keys() - set(known):
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean generation.{close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
+            raise ValueError(f"generation.{key}={values[key]!r}: not a generation setting of hfray. {hint}")
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if "stop_strings" in values:
+            values["stop_strings"] = list(values["stop_strings"])
+        return values
+
+    def with_stop(self, stop: list[str] | str | None) -> GenerationParams:
+        """The same, ending at `stop` too."""
+        more = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        return replace(self, stop_strings=(*self.stop_strings, *more)) if more else self
+
+    @property
+    def sampling(self) -> bool:
+        """Whether tokens are drawn at random; temperature 0 is greedy whatever `do_sample` says."""
+        if self.temperature == 0:
+            return False
+        return bool(self.temperature) if self.do_sample is None else self.do_sample
+
+    def row_seed(self, prompt: str, sample: int = 0) -> int:
+        """The seed of one row: from `seed` and the prompt, so that neither batch nor retry changes its text."""
+        digest = hashlib.blake2b(f"{self.seed}/{sample}/".encode() + prompt.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(digest.digest()[:4])
+
+    def max_tokens_for(self, prompt_tokens: int, context_length: int | None) -> int:
+        """How many tokens may follow a prompt of `prompt_tokens` tokens.
+
+        Raises:
+            RequestError: the prompt leaves no room in the model's context or in `max_length`; says both lengths.
+        """
+        if context_length is not None and prompt_tokens >= context_length:
+            raise RequestError(
+                f"prompt too long: {prompt_tokens} tokens, and the model's context holds {context_length}"
+            )
+        if self.max_new_tokens is not None:
+            room = self.max_new_tokens
+        elif self.max_length is not None:
+            room = self.max_length - prompt_tokens
+            if room <= 0:
+                raise RequestError(
+                    f"prompt too long: {prompt_tokens} tokens, and generation.max_length={self.max_length} "
+                    "counts the prompt too"
+                )
+        else:
+            room = self.DEFAULT_MAX_NEW_TOKENS
+        return room if context_length is None else min(room, context_length - prompt_tokens)
+
+
+_RANGES = [
+    ("max_new_tokens", 1, 1 << 30),
+    ("max_length", 1, 1 << 30),
+    ("min_new_tokens", 0, 1 << 30),
+    ("temperature", 0, 100),
+    ("top_k", 0, 1 << 30),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("repetition_penalty", 1e-6, 100),
+    ("no_repeat_ngram_size", 0, 1 << 30),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("seed", 0, (1 << 63) - 1),
+    ("logprobs", 0, 100),
+    ("num_beams", 1, 64),
+    ("length_penalty", -100, 100),
+]
+_INTEGERS = "max_new_tokens max_length min_new_tokens top_k no_repeat_ngram_size seed logprobs num_beams".split()

@@ -1,0 +1,298 @@
+"""transformers and torch on a CPU, a GPU, or a device map: a continuous batcher over the model's own forward.
+
+New prompts are prefilled in batches of like length under a token budget and join the running rows; finished rows
+leave. It asks of the architecture only what `generate` does, so BLOOM's ALiBi and GPT-2's learned positions batch
+as well as Llama.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hfray.engines.base import Engine, Request, StepOutput
+from hfray.engines.kvcache import BatchCache
+from hfray.engines.sampling import Row, Sampler
+from hfray.modelfolder import context_length, has_tokenizer
+
+CPU_CAPACITY, MAX_CAPACITY = 32, 256
+REFILL_SHARE = 8  # new rows join, and finished ones are dropped, once an eighth of the batch is free
+KV_SHARE = 0.7  # of the device memory that the weights leave free
+EXPECTED_LENGTH = 512  # tokens of a typical row, by which the memory is shared out
+
+
+class TransformersTokenizer:
+    """A transformers tokenizer behind a lock: fast tokenizers refuse to be called from two threads at once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.hf = tokenizer
+        self.bos_id = tokenizer.bos_token_id
+        self._lock = threading.Lock()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        if not text:
+            return []
+        safe = text.encode("utf-8", "replace").decode()
+        with self._lock:
+            return self.hf.encode(safe, add_special_tokens=add_special_tokens, verbose=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        with self._lock:
+            return self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        if not self.hf.chat_template:
+            raise ValueError("prompt.chat=true: the model has no chat template. Use prompt.chat=false.")
+        with self._lock:
+            return self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> TransformersTokenizer:
+    """The folder's tokenizer, as transformers loads it. Raises ValueError where there is none."""
+    if not has_tokenizer(folder):
+        raise ValueError(
+            f"model.source={folder}: the folder has no tokenizer (no tokenizer.json or the like). "
+            "Save the model's tokenizer into it with `tokenizer.save_pretrained(folder)`."
+        )
+    return TransformersTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
+
+
+def load_model(
+    folder: Path,
+    auto_class: Any = AutoModelForCausalLM,
+    *,
+    device: str = "cpu",
+    device_map: Any = None,
+    dtype: str = "auto",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """The folder's model on its device. `dtype` auto: fp32 on a CPU; on a GPU bf16 where it has it, else fp16."""
+    if dtype == "auto":
+        on_cpu = device == "cpu" and device_map in (None, "cpu")
+        fits = on_cpu or not torch.cuda.is_available()
+        dtype = "float32" if fits else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, **(model_kwargs or {})}
+    if attention:
+        options["attn_implementation"] = attention
+    if device_map is not None:
+        options["device_map"] = device_map
+    model = auto_class.from_pretrained(folder, **options)
+    return model.eval() if device_map is not None else model.eval().to(device)
+
+
+class TransformersEngine(Engine):
+    """A causal language model of transformers as a continuous batcher.
+
+    Args:
+        model: a loaded `PreTrainedModel` with a language-modelling head.
+        tokenizer: its tokenizer.
+        capacity: rows run at once; None chooses by the device's free memory (32 on a CPU), and it is halved,
+            the running rows taken up again where they were, when the device runs out of memory.
+        batch_tokens: most prompt tokens, padding included, in one prefill.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: TransformersTokenizer,
+        *,
+        capacity: int | None = None,
+        batch_tokens: int = 8192,
+        context: int | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.context_length = context
+        self.capacity = capacity or default_capacity(model)
+        self._batch_tokens = batch_tokens
+        self._end_ids = end_ids(model, tokenizer)
+        self._sampler = Sampler(self._end_ids)
+        accepted = inspect.signature(model.forward).parameters
+        self._with_positions = "position_ids" in accepted
+        self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._waiting: list[Row] = []
+        self._rows: list[Row | None] = []  # None: finished, still in the batch until it is thinned out
+        self._batch: BatchCache | None = None
+        self._num_running = 0
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, trust_remote_code: bool = False, **options: Any) -> TransformersEngine:
+        """Load model and tokenizer; `options` are those of `load_model` and of the engine."""
+        tokenizer = load_tokenizer(folder, trust_remote_code)
+        mine = {name: options.pop(name) for name in ("capacity", "batch_tokens") if name in options}
+        model = load_model(folder, trust_remote_code=trust_remote_code, **options)
+        return cls(model, tokenizer, context=context_length(folder), **mine)
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(Row(request))
+
+    @torch.inference_mode()
+    def step(self) -> list[StepOutput]:
+        try:
+            if self._waiting and self._has_room():
+                return self._prefill()
+            return self._decode()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            return self._shrink(error)
+
+    def cancel(self, request_id: int) -> None:
+        self._waiting = [row for row in self._waiting if row.request.id != request_id]
+        for i, row in enumerate(self._rows):
+            if row is not None and row.request.id == request_id:
+                self._rows[i] = None
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._waiting) + self._alive()
+
+    def close(self) -> None:
+        self._batch, self._rows, self._waiting, self.model = None, [], [], None
+
+    # --- one step ----------------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        free = self.capacity - self._alive()
+        return free >= max(1, self.capacity // REFILL_SHARE) or (free > 0 and free >= len(self._waiting))
+
+    def _prefill(self) -> list[StepOutput]:
+        rows = self._take_waiting()
+        ids = [row.ids for row in rows]
+        length = max(map(len, ids))
+        mask = torch.zeros((len(rows), length), dtype=torch.long)
+        padded = torch.full((len(rows), length), min(self._end_ids, default=0))
+        for i, row_ids in enumerate(ids):
+            padded[i, length - len(row_ids) :] = torch.tensor(row_ids)
+            mask[i, length - len(row_ids) :] = 1
+        batch = BatchCache(mask.to(self.model.device))
+        try:
+            logits = self._forward(padded, batch)
+        except BaseException:
+            self._waiting[:0] = rows  # nothing is lost when it was only memory that ran out
+            raise
+        self._thin_out()
+        if self._batch is None:
+            self._batch, self._rows = batch, list(rows)
+        else:
+            self._rows.extend(rows)
+            self._batch.merge(batch)
+        self._num_running = len(rows)
+        return self._accept(rows, logits)
+
+    def _decode(self) -> list[StepOutput]:
+        if len(self._rows) - self._alive() > len(self._rows) // REFILL_SHARE:
+            self._thin_out()
+        alive = [i for i, row in enumerate(self._rows) if row is not None]
+        self._num_running = len(alive)
+        if not alive:
+            self._batch, self._rows = None, []
+            return []
+        last = torch.tensor([[row.tokens[-1] if row else 0] for row in self._rows])
+        self._batch.extend_mask()
+        logits = self._forward(last, self._batch)
+        return self._accept([self._rows[i] for i in alive], logits[torch.tensor(alive, device=logits.device)])
+
+    def _forward(self, ids: torch.Tensor, batch: BatchCache) -> torch.Tensor:
+        """Run the model over new positions; returns the last position's logits [rows, vocabulary]."""
+        inputs: dict[str, Any] = dict(self._last_logits_only)
+        if self._with_positions:
+            inputs["position_ids"] = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = self.model(
+            input_ids=ids.to(self.model.device),
+            attention_mask=batch.mask,
+            past_key_values=batch.cache,
+            use_cache=True,
+            **inputs,
+        )
+        return output.logits[:, -1]
+
+    def _accept(self, rows: list[Row], logits: torch.Tensor) -> list[StepOutput]:
+        outputs = []
+        for i, (row, token) in enumerate(zip(rows, self._sampler.pick(logits, rows), strict=True)):
+            params, output = row.request.params, StepOutput(row.request.id)
+            ended = token in self._end_ids and not params.ignore_eos
+            if not ended:
+                row.tokens.append(token)
+                output.token_ids.append(token)
+                if params.logprobs is not None:
+                    output.logprobs.append(self._sampler.logprobs(logits[i], row, token))
+            if ended or len(row.tokens) >= row.request.max_new_tokens:
+                output.finish_reason = "stop" if ended else "length"
+                self._rows[self._rows.index(row)] = None
+            outputs.append(output)
+        return outputs
+
+    # --- the batch ---------------------------------------------------------------------------------------------
+
+    def _alive(self) -> int:
+        return sum(row is not None for row in self._rows)
+
+    def _take_waiting(self) -> list[Row]:
+        """The longest waiting prompts of like length that fit the free rows and the token budget."""
+        self._waiting.sort(key=lambda row: len(row.ids), reverse=True)
+        room = min(self.capacity - self._alive(), max(1, self._batch_tokens // len(self._waiting[0].ids)))
+        taken, self._waiting = self._waiting[:room], self._waiting[room:]
+        return taken
+
+    def _thin_out(self) -> None:
+        keep = [i for i, row in enumerate(self._rows) if row is not None]
+        if len(keep) == len(self._rows):
+            return
+        if keep:
+            self._batch.keep(keep)
+        else:
+            self._batch = None
+        self._rows = [self._rows[i] for i in keep]
+
+    def _shrink(self, error: BaseException) -> list[StepOutput]:
+        """Halve the batch; its rows go on later from the tokens they have."""
+        rows = [row for row in self._rows if row is not None]
+        if self.capacity == 1:
+            row = (rows or self._waiting)[0]
+            self.cancel(row.request.id)
+            self._batch, self._rows = None, []
+            return [StepOutput(row.request.id, error=f"out of memory with this row alone: {error}")]
+        self.capacity = max(1, self.capacity // 2)
+        self._waiting.extend(rows)
+        self._batch, self._rows, self._num_running = None, [], 0
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return []
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch failed for want of memory; its CPU allocator says so in a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def end_ids(model: Any, tokenizer: TransformersTokenizer) -> set[int]:
+    """The ids that end a sequence: the model's generation config's, else the tokenizer's."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    ids = tokenizer.hf.eos_token_id if ids is None else ids
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+
+
+def default_capacity(model: Any) -> int:
+    """Rows that the device's free memory holds at `EXPECTED_LENGTH` tokens each, 32 on a CPU."""
+    if model.device.type != "cuda":
+        return CPU_CAPACITY
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row_bytes = EXPECTED_LENGTH * 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(1, min(MAX_CAPACITY, int(free * KV_SHARE / row_bytes)))

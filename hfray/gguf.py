@@ -1,0 +1,98 @@
+"""A GGUF file made into a Hugging Face model folder.
+
+transformers reads the weights of a GGUF file well, and rebuilds byte-level BPE tokenizers wrongly (every newline
+of a SmolLM2 prompt becomes an end-of-text token), so the tokenizer is built here from the file's own metadata.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+GGUF_MAGIC = b"GGUF"
+CONTROL_TOKEN = 3  # tokenizer.ggml.token_type: control tokens (<|im_start|>, ...) are special, never text
+USER_DEFINED_TOKEN = 4
+# Pre-tokenizers whose regular expression we know to split each digit off and then follow GPT-2's.
+DIGIT_SPLITTING = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+
+
+def check_gguf(path: Path) -> None:
+    """Raise ValueError, naming the file, unless it starts as a GGUF file does."""
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic != GGUF_MAGIC:
+        raise ValueError(
+            f"model.source={path}: not a GGUF file (it starts with {magic!r}, not {GGUF_MAGIC!r}). "
+            "Download it again, or name another file."
+        )
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The key-value metadata of the file (tokenizer, context length, architecture, ...), without its tensors."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        return {key: field.contents() for key, field in reader.fields.items()}
+    except Exception as error:  # the reader raises whatever numpy does on a torn file
+        raise ValueError(
+            f"model.source={path}: the GGUF file is corrupt or cut short ({error}). Download it again."
+        ) from error
+
+
+def build_tokenizer(metadata: dict[str, Any]) -> Any:
+    """A `PreTrainedTokenizerFast` from GGUF metadata; byte-level BPE only (`tokenizer.ggml.model = gpt2`)."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or pre not in DIGIT_SPLITTING | {"gpt-2", "default"}:
+        raise ValueError(
+            f"model.source: GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not one that can be rebuilt exactly. "
+            "Name the model's Hugging Face folder or hub id instead."
+        )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if pre in DIGIT_SPLITTING else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    for token, token_type in zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True):
+        if token_type in (CONTROL_TOKEN, USER_DEFINED_TOKEN):
+            added = AddedToken(token, special=token_type == CONTROL_TOKEN, normalized=False)
+            (tokenizer.add_special_tokens if token_type == CONTROL_TOKEN else tokenizer.add_tokens)([added])
+
+    def named(key: str) -> str | None:
+        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        return None if token_id is None else tokens[token_id]
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=named("bos"),
+        eos_token=named("eos"),
+        unk_token=named("unknown"),
+        pad_token=named("padding") or named("eos"),
+        chat_template=metadata.get("tokenizer.chat_template"),
+        model_max_length=metadata.get(f"{metadata['general.architecture']}.context_length", 1 << 30),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Write the model in GGUF file `source` as a Hugging Face folder (fp32 weights, config, tokenizer)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_gguf(source)
+    metadata = read_metadata(source)
+    tokenizer = build_tokenizer(metadata)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    except Exception as error:
+        raise ValueError(f"model.source={source}: transformers cannot load this GGUF file: {error}") from error
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

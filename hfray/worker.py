@@ -1,0 +1,214 @@
+"""The stateful actor: one engine and one prompt renderer, for the batch job and the online service alike."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hfray import records
+from hfray.engines.loop import Completion, EngineDiedError, EngineLoop, Prompt
+from hfray.engines.params import RequestError
+from hfray.monitor import FATAL_DEATHS, GROUP_SIZES
+
+HEARTBEAT_SECONDS = 1.0
+
+
+class Worker:
+    """Records in, completions out; as many records at once as its caller sends.
+
+    Args:
+        settings: an `EngineSettings` that also has a `prompt`.
+        folder: the prepared model folder, or None to prepare it here.
+        threads: CPU threads for the engine.
+    """
+
+    def __init__(
+        self, settings: Any, folder: Path | None = None, threads: int | None = None, on_death: Any = None
+    ) -> None:
+        from hfray.engines.load import load_engine
+        from hfray.prompts import RecordPrompt
+
+        self.settings = settings
+        self.loop = EngineLoop(load_engine(settings, folder=folder, threads=threads), on_death)
+        self.prompts = RecordPrompt(settings.prompt, self.loop.engine.tokenizer)
+
+    async def answer(
+        self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None] | None = None
+    ) -> tuple[list[str | None], list[Completion]]:
+        """Prompts and completions of records, in order; a row whose `errors` entry is set keeps that error.
+
+        Raises:
+            EngineDiedError: the engine died under them.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answers = _Answers(len(rows), done)
+        # Rendering and tokenizing take long; on the event loop they would hold up every other block.
+        await asyncio.to_thread(self._submit, rows, errors or [None] * len(rows), answers)
+        await done
+        return answers.prompts, answers.completions
+
+    def _submit(self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None], answers: _Answers) -> None:
+        params = self.settings.params
+        for i, (row, error) in enumerate(zip(rows, errors, strict=True)):
+            try:
+                if error is not None:
+                    raise RequestError(error)
+                prompt: Prompt = self.prompts.render(row)
+            except RequestError as fault:
+                answers.put(i, Completion(error=str(fault)))
+                continue
+            answers.prompts[i] = prompt.text
+            self.loop.submit(prompt, params, lambda outcome, i=i: answers.put(i, outcome))
+
+
+class _Answers:
+    """Completions as they come, from the loop's thread; wakes the waiting coroutine at the last."""
+
+    def __init__(self, count: int, done: asyncio.Future[None]) -> None:
+        self.prompts: list[str | None] = [None] * count
+        self.completions: list[Any] = [None] * count
+        self._missing, self._done, self._lock = count, done, threading.Lock()
+        if not count:
+            done.set_result(None)
+
+    def put(self, i: int, outcome: Completion | EngineDiedError) -> None:
+        with self._lock:
+            if self.completions[i] is not None:
+                raise RuntimeError(f"row {i} was answered twice")
+            self.completions[i] = outcome
+            self._missing -= 1
+            last = self._missing == 0
+        if last:
+            self._done.get_loop().call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._done.done():
+            return
+        died = next((c for c in self.completions if isinstance(c, EngineDiedError)), None)
+        if died is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(died)
+
+
+class BatchWorker:
+    """A Worker in a batch job's actor pool: blocks in, output rows out, and its life reported to the Monitor.
+
+    A dead or hung engine ends the process, not the call: Ray retries calls of a process that is gone, on another.
+    """
+
+    def __init__(self, settings: Any, folder: Path | None, threads: int | None, monitor: Any) -> None:
+        import ray
+
+        os.environ["HFRAY_WORKER"] = "1"
+        started = time.monotonic()
+        self._monitor = monitor
+        self._name = ray.get_runtime_context().get_actor_id()
+        ray.get(monitor.starting.remote(self._name, socket.gethostname(), os.getpid()))
+        self._worker = Worker(settings, folder, threads, on_death=_exit)
+        self._columns = self._worker.prompts.variables
+        self._gate = _Gate()
+        loop = self._worker.loop
+        ray.get(monitor.ready.remote(self._name, time.monotonic() - started, loop.engine.capacity))
+        threading.Thread(target=self._heartbeat, args=(settings.workers.step_timeout,), daemon=True).start()
+
+    async def __call__(self, block: pa.Table) -> pa.Table:
+        """The output rows of a block, in its order."""
+        row_ids = block["row_id"].to_pylist()
+        key = row_ids[0]
+        deaths = await self._monitor.begin.remote(self._name, key, row_ids)
+        rows = (block.select(self._columns) if self._columns else block).to_pylist()
+        errors = block["error"].to_pylist()
+        if any(count >= 2 for count in deaths.values()):
+            prompts, completions = await self._answer_suspects(row_ids, rows, errors, deaths)
+        else:
+            async with self._gate.shared():
+                prompts, completions = await self._worker.answer(rows, errors)
+        self._monitor.finish.remote(self._name, key)
+        self._monitor.report.remote(self._name, self._worker.loop.stats)
+        return records.answered(block, prompts, completions)
+
+    async def _answer_suspects(
+        self, row_ids: list[str], rows: list[dict], errors: list[str | None], deaths: dict[str, int]
+    ) -> tuple[list[str | None], list[Completion]]:
+        """Rows that were at two deaths or more run in small groups with nothing beside them, the worst alone."""
+        errors = [
+            f"this row ended its worker's process again and again ({deaths[i]} times, the last time running alone)"
+            if error is None and deaths.get(i, 0) >= FATAL_DEATHS
+            else error
+            for i, error in zip(row_ids, errors, strict=True)
+        ]
+        prompts: list[str | None] = [None] * len(rows)
+        completions: list[Any] = [None] * len(rows)
+        order = sorted(range(len(rows)), key=lambda n: -deaths.get(row_ids[n], 0))
+        while order:
+            size = GROUP_SIZES.get(deaths.get(row_ids[order[0]], 0), len(order))
+            group, order = order[:size], order[size:]
+            async with self._gate.alone():
+                await self._monitor.run_alone.remote(self._name, [row_ids[n] for n in group])
+                answered = await self._worker.answer([rows[n] for n in group], [errors[n] for n in group])
+                await self._monitor.run_alone.remote(self._name, [])
+            for n, prompt, completion in zip(group, *answered, strict=True):
+                prompts[n], completions[n] = prompt, completion
+        return prompts, completions
+
+    def _heartbeat(self, step_timeout: float) -> None:
+        loop = self._worker.loop
+        while True:
+            time.sleep(HEARTBEAT_SECONDS)
+            self._monitor.report.remote(self._name, loop.stats)
+            if loop.stalled_for() > step_timeout:
+                _exit(EngineDiedError(f"no step for {step_timeout:.0f} s (workers.step_timeout)"))
+
+
+class _Gate:
+    """Many may be inside, or one alone."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._changed = asyncio.Condition()
+        self._exclusive = asyncio.Lock()
+
+    def shared(self) -> _Pass:
+        return _Pass(self, alone=False)
+
+    def alone(self) -> _Pass:
+        return _Pass(self, alone=True)
+
+
+class _Pass:
+    def __init__(self, gate: _Gate, alone: bool) -> None:
+        self._gate, self._alone = gate, alone
+
+    async def __aenter__(self) -> None:
+        gate = self._gate
+        await gate._exclusive.acquire()
+        if self._alone:
+            async with gate._changed:
+                await gate._changed.wait_for(lambda: gate._inside == 0)
+            return
+        gate._inside += 1
+        gate._exclusive.release()
+
+    async def __aexit__(self, *_: object) -> None:
+        gate = self._gate
+        if self._alone:
+            gate._exclusive.release()
+            return
+        async with gate._changed:
+            gate._inside -= 1
+            gate._changed.notify_all()
+
+
+def _exit(error: EngineDiedError) -> None:
+    """End this process: what it had in flight is nobody's fault here, and Ray gives it to another."""
+    print(f"hfray worker {os.getpid()}: the engine died: {error}", flush=True)
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""Launchers: compose the settings, check them, run, close."""

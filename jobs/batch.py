@@ -1,0 +1,27 @@
+"""A table of records through a prompt template and a Hugging Face model, into Parquet.
+
+python -m jobs.batch input.path=questions.jsonl output.path=answers [conf=PRESET] [key=value ...]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from hfray.config import BatchSettings, build
+from jobs.command import run, settings_of
+
+
+def main() -> int:
+    started = time.time()
+    settings = build(BatchSettings, settings_of("batch", __doc__))
+    from hfray.batch import run_batch
+    from hfray.summary import print_summary
+
+    summary = run_batch(settings, started)
+    print_summary(summary, sys.stdout)
+    return summary.exit_code
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,56 @@
+"""What the commands share: Hydra overrides in, exit codes out, no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from hfray.config import SettingsError, compose, config_folder
+
+UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def settings_of(root: str, doc: str, argv: list[str] | None = None) -> dict[str, Any]:
+    """Composed settings from the command line; `--cfg` prints them and ends."""
+    presets = ", ".join(sorted(path.stem for path in (config_folder() / "conf").glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{root}",
+        description=doc,
+        epilog=f"Presets (conf=...): {presets}. All keys, each with a comment: {config_folder()}/{root}.yaml",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="Hydra overrides: conf=PRESET, group=choice, key=value"
+    )
+    parser.add_argument("--cfg", action="store_true", help="print the settings as composed, and end")
+    arguments = parser.parse_args(argv)
+    values = compose(root, arguments.overrides)
+    if arguments.cfg:
+        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    return values
+
+
+def run(main: Callable[[], int]) -> None:
+    """Call a command's main and exit with its code; SIGTERM (`ray job stop`) counts as Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = main()
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = UNUSABLE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = FAILED
+    sys.exit(code)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

