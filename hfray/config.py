@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from hfray.engines.params import GenerationParams
+from hfray.urls import URL, credentials_in
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 # Below these keys anything may be written: they go through to a library that has its own names.
@@ -27,6 +29,7 @@ OPEN_KEYS = (
     "workers.labels.",
     "prompt._target_",
 )
+SECRET_KEY = re.compile(r"(.*_)?(token|secret|password|api_keys?|access_key)", re.I)
 T = TypeVar("T")
 Task = Literal["text-generation", "text2text-generation", "summarization", "translation"]
 
@@ -44,6 +47,9 @@ class ModelSettings:
     trust_remote_code: bool = False
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _no_secrets("model.source", self.source)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -129,6 +135,9 @@ class InputSettings:
     id_column: str | None = None
     columns: list[str] | None = None
 
+    def __post_init__(self) -> None:
+        _no_secrets("input.path", self.path)
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OutputSettings:
@@ -144,6 +153,9 @@ class OutputSettings:
     retry_errors: bool = False
     rows_per_file: int = Field(default=100_000, ge=1)
     flush_seconds: float = Field(default=30.0, gt=0)
+
+    def __post_init__(self) -> None:
+        _no_secrets("output.path", self.path)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -270,8 +282,8 @@ def build(kind: type[T], values: dict[str, Any]) -> T:
 
 
 def to_plain(settings: Any) -> dict[str, Any]:
-    """Settings as nested plain values, for run.json."""
-    return dataclasses.asdict(settings)
+    """Settings as nested plain values, for run.json; tokens and passwords in them (`model.kwargs.token`) as ***."""
+    return _redacted(dataclasses.asdict(settings))
 
 
 def cache_folder() -> Path:
@@ -281,7 +293,28 @@ def cache_folder() -> Path:
 
 
 def _opened(override: str) -> str:
+    key, _, value = override.partition("=")
+    if URL.fullmatch(value) and not re.search(r"[,'\"]", value):
+        override = f"{key}='{value}'"  # Hydra's grammar stops at the `=` of a URL's query
     return f"++{override}" if override.startswith(OPEN_KEYS) else override
+
+
+def _no_secrets(key: str, paths: str | list[str]) -> None:
+    """Raise ValueError where a URL carries a credential: settings are written to run.json and shown by Ray."""
+    for path in [paths] if isinstance(paths, str) else paths:
+        secret = credentials_in(path)
+        if secret:
+            raise ValueError(
+                f"{key}: the URL holds {secret}, and would be written to run.json and logs. Leave it out, and set the "
+                "cloud's own environment variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+                "GOOGLE_APPLICATION_CREDENTIALS, ...) on every node."
+            )
+
+
+def _redacted(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(item, str(key)) for key, item in value.items()}
+    return "***" if value and isinstance(value, str | list) and SECRET_KEY.fullmatch(name) else value
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:
@@ -289,7 +322,7 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     text = lines[0] if lines else type(error).__name__
     for override in overrides:
         key, _, value = override.partition("=")
-        if f"'{key.lstrip('+~')}'" not in text:
+        if f"'{key.lstrip('+~')}'" not in text and f"'{key}/{value}'" not in text:
             continue
         options = sorted(path.stem for path in (config_folder() / key).glob("*.yaml"))
         if options:

@@ -19,6 +19,8 @@ from pyarrow import fs
 from hfray import jsontypes
 from hfray.config import InputSettings, SettingsError
 from hfray.records import OUTPUT_COLUMNS, read_schema
+from hfray.storage import open_filesystem
+from hfray.urls import file_address, without_query
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 FORMATS |= {".csv": "csv", ".txt": "text", ".text": "text"}
@@ -90,27 +92,16 @@ def scan(settings: InputSettings) -> Table:
 # --- files -----------------------------------------------------------------------------------------------------
 
 
-def open_filesystem(path: str, key: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem and path of a local path or a cloud URL. Raises SettingsError naming `key`."""
-    try:
-        if "://" in path:
-            return fs.FileSystem.from_uri(path)
-        return fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
-    except (OSError, pa.ArrowInvalid) as error:
-        raise SettingsError(f"{key}={path}: cannot be opened ({error}). Check the address.") from error
-
-
 def _list_files(settings: InputSettings) -> list[tuple[str, str]]:
     """(path or URL, name for row ids) of every file, sorted by name within each path given."""
     paths = [settings.path] if isinstance(settings.path, str) else settings.path
     found: list[tuple[str, str]] = []
     for path in paths:
         filesystem, root = open_filesystem(path, "input.path")
-        base = path[: len(path) - len(root)] if "://" in path else ""
         for file in _matching(filesystem, root, path):
             folder = _glob_root(root) if _is_glob(root) else root
             name = posixpath.relpath(file, folder) if file != root else posixpath.basename(file)
-            found.append((base + file, name))
+            found.append((file_address(path, file), name))
     names = [name for _, name in found]
     if len(set(names)) < len(names):  # two folders given that hold files of one name: tell them apart by the path
         found = [(uri, uri) for uri, _ in found]
@@ -172,7 +163,7 @@ def _open(uri: str) -> BinaryIO:
 
 
 def _scan_file(uri: str, name: str, settings: InputSettings) -> tuple[list[Slice], pa.Schema, dict]:
-    file_format = settings.format or _format(uri)
+    file_format = settings.format or _format(without_query(uri))
     if file_format is None:
         raise SettingsError(
             f"input.path={uri}: its ending tells no format. Set input.format to parquet, jsonl, csv or text."
@@ -219,7 +210,7 @@ def _scan_text(whole: Slice) -> tuple[list[Slice], pa.Schema, dict]:
 def _scan_lines(whole: Slice, look: Any) -> list[Slice]:
     """Cut a file of lines into slices; lines that are blank are no rows of a JSONL file."""
     skip_blank = whole.format == "jsonl"
-    can_seek = Path(whole.uri).suffix not in COMPRESSIONS
+    can_seek = Path(without_query(whole.uri)).suffix not in COMPRESSIONS
     slices, rows, first, start, offset, position = [], 0, 0, 0, 0, 0
     with _open(whole.uri) as file:
         for line in file:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from hfray.config import SettingsError
-from hfray.inputs import open_filesystem
+from hfray.storage import open_filesystem
 
 OWN = "_hfray"
 ASIDE = f"{OWN}/writing"
