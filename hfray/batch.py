@@ -102,8 +102,10 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
 
 def check(settings: BatchSettings) -> Table:
     """Everything that can be found wrong before anything is started; returns the table. Raises SettingsError."""
+    from hfray.nodes import check_submitted_paths
     from hfray.prompts import RecordPrompt
 
+    check_submitted_paths(settings)
     try:
         prompt = RecordPrompt(settings.prompt)
     except ValueError as error:
@@ -207,36 +209,34 @@ def any_pending(table: Table, done: DoneRows) -> bool:
 def _run(
     settings: BatchSettings, table: Table, output: OutputFolder, done: DoneRows, run_id: str, summary: Summary
 ) -> None:
-    from hfray import cluster
+    from hfray import cluster, nodes
 
     with cluster.connected(settings) as ray:
         summary.timeline["ray_ready"] = time.time()
         gpus = cluster.worker_gpus(settings)
         waiting = cluster.check_resources(ray, settings, gpus)
-        folder = None
+        nodes.check_shared(ray, settings, table)
+        threads = cluster.worker_threads(ray, settings)
+        cpus, folder = cluster.reserved_cpus(threads), None
         if settings.backend.name != "fake":
-            from hfray import models
-
-            folder = models.prepare(settings)
-            output.write_json("run.json", (output.read_json("run.json") or {}) | {"model": models.describe(settings)})
+            folder, model = nodes.prepare_model(ray, settings, cpus, gpus)
+            output.write_json("run.json", (output.read_json("run.json") or {}) | {"model": model})
         summary.timeline["model_ready"] = time.time()
         from hfray.pipeline import Job
 
-        threads = cluster.worker_threads(ray, settings)
-        job = Job(
-            settings, table, done, output, folder, run_id, threads, cluster.reserved_cpus(threads), gpus
-        )  # fmt: skip
+        job = Job(settings, table, done, output, folder, run_id, threads, cpus, gpus)
         _watch(ray, job, summary, waiting)
 
 
 def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None) -> None:
     """Run the pipeline, show how far it is, and stop it when it is failing or cannot start."""
     from hfray.monitor import Monitor
+    from hfray.nodes import home
     from hfray.pipeline import run_pipeline
     from hfray.progress import RunProgress
 
     ray.data.DataContext.get_current().wait_for_min_actors_s = int(job.settings.workers.start_timeout)
-    monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1).remote()
+    monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1, scheduling_strategy=home()).remote()
     pending: list[Any] = [monitor.snapshot.remote()]
     snapshot: dict[str, Any] = {}
 

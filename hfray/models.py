@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +85,11 @@ def describe(settings: EngineSettings) -> dict[str, str | None]:
 
 
 def cached(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The cache entry `kind`/`name`, made by `make(folder)` if it is not there; whole or absent, never half."""
+    """The cache entry `kind`/`name`, made by `make(folder)` if it is not there; whole or absent, never half.
+
+    Where nodes share the cache, one makes it and the others wait; `name.made` has a line for each making: node, process
+    and seconds.
+    """
     entry = cache_folder() / kind / re.sub(r"[^\w.=+-]+", "_", name)
     if entry.exists():
         return entry
@@ -93,8 +100,11 @@ def cached(kind: str, name: str, make: Callable[[Path], None]) -> Path:
                 with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".making-") as aside:
                     folder = Path(aside) / "entry"
                     folder.mkdir()
+                    started = time.monotonic()
                     make(folder)
                     folder.rename(entry)
+                    with open(f"{entry}.made", "a") as log:
+                        log.write(f"{socket.gethostname()} {os.getpid()} {time.monotonic() - started:.1f} s\n")
     except OSError as error:
         raise SettingsError(
             f"HFRAY_CACHE={cache_folder()}: the model cannot be kept there ({error}). "
@@ -170,13 +180,17 @@ def _in_process(function: Callable, *args: object) -> None:
 def _from_cloud(source: str) -> Path:
     from pyarrow import fs
 
+    from hfray.storage import open_filesystem
+
     try:
-        filesystem, root = fs.FileSystem.from_uri(source)
+        filesystem, root = open_filesystem(source, "model.source")
         files = [f for f in filesystem.get_file_info(fs.FileSelector(root, recursive=True)) if f.is_file]
     except OSError as error:
         raise SettingsError(
             f"model.source={source}: cannot be listed ({error}). Check it and the credentials."
         ) from error
+    if not any(f.size for f in files):
+        raise SettingsError(f"model.source={source}: there are no files there. Check the address.")
     listing = "".join(f"{f.path}/{f.size}/{f.mtime_ns}" for f in sorted(files, key=lambda f: f.path))
     name = f"{source}-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
     folder = cached("cloud", name, lambda folder: fs.copy_files(root, str(folder), filesystem, fs.LocalFileSystem()))

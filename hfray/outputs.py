@@ -88,6 +88,11 @@ class OutputFolder:
         return open_filesystem(self.path, "output.path")[0]
 
     @property
+    def is_local(self) -> bool:
+        """Whether the folder is on this machine's own disks (or mounted there)."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    @property
     def root(self) -> str:
         return open_filesystem(self.path, "output.path")[1].rstrip("/")
 
@@ -173,7 +178,7 @@ class OutputFolder:
     def _put(self, relative: str, content: bytes | pa.Buffer) -> None:
         """Put a file in place at once: renamed on a disk, one object on object storage."""
         filesystem, target = self.filesystem, f"{self.root}/{relative}"
-        if not isinstance(filesystem, fs.LocalFileSystem):
+        if not self.is_local:
             with filesystem.open_output_stream(target) as stream:
                 stream.write(content)
             return

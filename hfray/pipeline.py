@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from hfray.config import BatchSettings
 from hfray.inputs import Table
+from hfray.nodes import home
 from hfray.outputs import OutputFolder, PartReport
 from hfray.resume import DoneRows
 from hfray.worker import BatchWorker
@@ -170,7 +171,10 @@ class Writer:
         while len(self._writes) >= MAX_WRITES:
             self._collect(timeout=None)
         name = f"part-{self.job.run_id}-{self._files:05d}.parquet"
-        self._writes.append(_write_part.remote(self.job.output, name, self.job.run_id, *self._blocks))
+        output = self.job.output
+        # A local folder is this machine's, whichever node answered the rows.
+        write = _write_part.options(scheduling_strategy=home()) if output.is_local else _write_part
+        self._writes.append(write.remote(output, name, self.job.run_id, *self._blocks))
         self._blocks, self._rows, self._files = [], 0, self._files + 1
 
     def wait(self) -> PartReport:

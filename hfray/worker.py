@@ -112,7 +112,8 @@ class BatchWorker:
         started = time.monotonic()
         self._monitor = monitor
         self._name = ray.get_runtime_context().get_actor_id()
-        ray.get(monitor.starting.remote(self._name, socket.gethostname(), os.getpid()))
+        node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
+        ray.get(monitor.starting.remote(self._name, node, os.getpid()))
         self._worker = Worker(settings, folder, threads, on_death=_exit)
         self._columns = self._worker.prompts.variables
         self._gate = _Gate()

@@ -18,7 +18,8 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
     """Load the engine that `settings` describe.
 
     Args:
-        folder: the prepared model folder; None fetches and prepares it (`hfray.models.prepare`).
+        folder: the prepared model folder; None, or one that another node prepared and this one does not see, fetches
+            and prepares it here (`hfray.models.prepare`).
         threads: CPU threads it may use; None leaves that to the library.
 
     Raises:
@@ -30,7 +31,7 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
 
         names = ("tokens_per_step", "step_seconds", "context_length", "fail_on", "die_on", "hang_on")
         return FakeEngine(capacity=backend.batch_size or 64, **{name: getattr(backend, name) for name in names})
-    if folder is None:
+    if folder is None or not folder.exists():
         from hfray.models import prepare
 
         folder = prepare(settings)
