@@ -60,6 +60,7 @@ class _Sequence:
     text: CompletionText
     on_done: Callable[[Completion | EngineDiedError], None]
     on_text: Callable[[str], None] | None
+    on_step: Callable[[StepOutput], None] | None
     num_generated: int = 0
     logprobs: list = field(default_factory=list)
 
@@ -93,6 +94,7 @@ class EngineLoop:
         on_done: Callable[[Completion | EngineDiedError], None],
         on_text: Callable[[str], None] | None = None,
         sample: int = 0,
+        on_step: Callable[[StepOutput], None] | None = None,
     ) -> int | None:
         """Send a prompt to the engine; returns its id for `cancel`, or None where it failed at once.
 
@@ -100,6 +102,7 @@ class EngineLoop:
             on_done: called once, with the completion (its `error` set if the prompt was at fault), or the death.
             on_text: called with each new piece of text, for streaming.
             sample: which of several completions of one prompt this is; each has its own seed.
+            on_step: called with each step's own output, before `on_text`: for timing, and log-probabilities as they come.
         """
         try:
             request = self._request(prompt, params, sample)
@@ -107,8 +110,9 @@ class EngineLoop:
             self.stats.failed_rows += 1
             on_done(Completion(error=str(error)))
             return None
-        text = CompletionText(self.engine.tokenizer, request.prompt_ids, params.stop_strings, on_text is not None)
-        sequence = _Sequence(request, text, on_done, on_text)
+        before = request.prompt_ids if self.engine.continues_prompt else []
+        text = CompletionText(self.engine.tokenizer, before, params.stop_strings, on_text is not None)
+        sequence = _Sequence(request, text, on_done, on_text, on_step)
         self._inbox.put(lambda: self._add(sequence))
         return request.id
 
@@ -132,7 +136,8 @@ class EngineLoop:
         """Stop after the step under way and free the engine; requests still in it die."""
         self._closing = True
         self._inbox.put(lambda: None)
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # a finalizer may run on any thread
+            self._thread.join()
 
     def _request(self, prompt: Prompt, params: GenerationParams, sample: int) -> Request:
         tokenizer = self.engine.tokenizer
@@ -141,7 +146,7 @@ class EngineLoop:
             if tokenizer.bos_id is None:
                 raise RequestError("prompt is empty, and the model has no token to begin with")
             ids = [tokenizer.bos_id]
-        room = params.max_tokens_for(len(ids), self.engine.context_length)
+        room = self.engine.room(params, len(ids))
         seed = params.row_seed(prompt.text, sample) if params.sampling else 0
         return Request(id=next(self._ids), prompt_ids=ids, max_new_tokens=room, params=params, seed=seed)
 
@@ -203,6 +208,8 @@ class EngineLoop:
             return
         sequence.num_generated += len(output.token_ids)
         sequence.logprobs.extend(output.logprobs)
+        if sequence.on_step is not None:
+            sequence.on_step(output)
         delta = sequence.text.push(output.token_ids)
         if sequence.text.stopped and output.finish_reason is None:
             self.engine.cancel(output.request_id)
