@@ -101,12 +101,16 @@ def check_shared(ray: Any, settings: BatchSettings, table: Table) -> None:
         for node in others
     ]
     seen, _ = ray.wait(looks, num_returns=len(looks), timeout=LOOK_SECONDS)
-    missing = [name for name in ray.get(seen) if name]
-    if missing:
-        raise SettingsError(
-            f"input.path={settings.input.path}: node {missing[0]} has no {local}. Tables are read by every node of a "
-            "cluster: name a folder that they share, or a cloud URL."
-        )
+    for answer in seen:
+        try:
+            missing = ray.get(answer)
+        except ray.exceptions.RayError:  # the node has gone meanwhile
+            continue
+        if missing:
+            raise SettingsError(
+                f"input.path={settings.input.path}: node {missing} has no {local}. Tables are read by every node of a "
+                "cluster: name a folder that they share, or a cloud URL."
+            )
 
 
 def _missing_on(path: str) -> str | None:
