@@ -15,7 +15,7 @@ QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # the core's own lines on stderr
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning at every start
-    "RAY_DEDUP_LOGS": "1",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives ray.shutdown must not start a Ray of its own
 }
 
 
@@ -28,6 +28,10 @@ def is_local(settings: BatchSettings) -> bool:
 @contextlib.contextmanager
 def connected(settings: BatchSettings) -> Iterator[Any]:
     """Ray, started or joined, and left as it was found. `ray.init` is called here alone."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        yield ray
+        return
     if not settings.verbose:
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)

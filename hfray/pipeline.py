@@ -109,13 +109,13 @@ def read_pending(table: Any, done: Any, size: int, batch: dict[str, Any]) -> Ite
 
 def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
     """The blocks' references as they come, and (None, 0) every so often while none does."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
+    DataContext.get_current().enable_progress_bars = False
     arrived: queue.Queue[Any] = queue.Queue(maxsize=64)
+    bundles = answers.iter_internal_ref_bundles()
 
     def pump() -> None:
         try:
-            for bundle in answers.iter_internal_ref_bundles():
+            for bundle in bundles:
                 for entry in bundle.blocks:
                     arrived.put((entry.ref, entry.metadata.num_rows))
             arrived.put(None)
@@ -123,16 +123,22 @@ def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
             arrived.put(error)
 
     threading.Thread(target=pump, daemon=True).start()
-    while True:
-        try:
-            item = arrived.get(timeout=TICK_SECONDS)
-        except queue.Empty:
-            item = (None, 0)
-        if item is None:
-            return
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+    try:
+        while True:
+            try:
+                item = arrived.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                item = (None, 0)
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        # A run that ends early must end its workers too; Ray Data does so by itself only once its iterator is garbage,
+        # and the thread that waits for the next block keeps that from happening.
+        if (executor := getattr(bundles, "_executor", None)) is not None:
+            executor.shutdown(force=True)
 
 
 @dataclass(slots=True)

