@@ -16,7 +16,9 @@ from hfray.config import BatchSettings, SettingsError, to_plain
 from hfray.inputs import Table, scan
 from hfray.outputs import OutputFolder, PartReport
 from hfray.records import output_schema
+from hfray.report import try_report
 from hfray.resume import DoneRows, check_fingerprint, fingerprint
+from hfray.runs import RunRecord
 
 OK, FAILED, UNUSABLE, TOO_MANY_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 WHOLESALE_ROWS = 200  # that all failed: the job is stopped without waiting for the allowed share
@@ -88,13 +90,17 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
         summary.message = "all rows are done already; nothing to do"
         return finish(summary, settings, output)
     try:
-        _run(settings, table, output, done, run_id, summary)
-    except TooManyErrorsError as error:
-        summary.exit_code, summary.status, summary.message = TOO_MANY_ERRORS, "too many errors", str(error)
-    except KeyboardInterrupt:
-        summary.exit_code, summary.status = INTERRUPTED, "interrupted"
-        summary.message = "interrupted; what is done is kept, and the same command goes on from there"
-    return finish(summary, settings, output)
+        with RunRecord(output, run_id, summary) as record:
+            try:
+                _run(settings, table, output, done, record, summary)
+            except TooManyErrorsError as error:
+                summary.exit_code, summary.status, summary.message = TOO_MANY_ERRORS, "too many errors", str(error)
+            except KeyboardInterrupt:
+                summary.exit_code, summary.status = INTERRUPTED, "interrupted"
+                summary.message = "interrupted; what is done is kept, and the same command goes on from there"
+            return finish(summary, settings, output)
+    finally:
+        try_report(output)
 
 
 # --- before ----------------------------------------------------------------------------------------------------
@@ -124,6 +130,8 @@ def check(settings: BatchSettings) -> Table:
 
 def check_output(settings: BatchSettings, output: OutputFolder, table: Table) -> None:
     """Whether the folder may be written to, or gone on with. Raises SettingsError."""
+    if output.filesystem.get_file_info(output.root).is_file:
+        raise SettingsError(f"output.path={output.path}: is a file. Name a folder.")
     foreign = output.foreign_files()
     if foreign:
         raise SettingsError(
@@ -207,10 +215,11 @@ def any_pending(table: Table, done: DoneRows) -> bool:
 
 
 def _run(
-    settings: BatchSettings, table: Table, output: OutputFolder, done: DoneRows, run_id: str, summary: Summary
+    settings: BatchSettings, table: Table, output: OutputFolder, done: DoneRows, record: RunRecord, summary: Summary
 ) -> None:
     from hfray import cluster, nodes
 
+    record.enter_stage("starting Ray")
     with cluster.connected(settings) as ray:
         summary.timeline["ray_ready"] = time.time()
         gpus = cluster.worker_gpus(settings)
@@ -219,16 +228,18 @@ def _run(
         threads = cluster.worker_threads(ray, settings)
         cpus, folder = cluster.reserved_cpus(threads), None
         if settings.backend.name != "fake":
+            record.enter_stage("preparing the model")
             folder, model = nodes.prepare_model(ray, settings, cpus, gpus)
             output.write_json("run.json", (output.read_json("run.json") or {}) | {"model": model})
         summary.timeline["model_ready"] = time.time()
         from hfray.pipeline import Job
 
-        job = Job(settings, table, done, output, folder, run_id, threads, cpus, gpus)
-        _watch(ray, job, summary, waiting)
+        job = Job(settings, table, done, output, folder, record.run_id, threads, cpus, gpus)
+        record.enter_stage("starting workers")
+        _watch(ray, job, summary, waiting, record)
 
 
-def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None) -> None:
+def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None, record: RunRecord) -> None:
     """Run the pipeline, show how far it is, and stop it when it is failing or cannot start."""
     from hfray.monitor import Monitor
     from hfray.nodes import home
@@ -251,6 +262,7 @@ def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None) -> None:
                 snapshot = ray.get(pending[0])
                 pending[0] = monitor.snapshot.remote()
                 progress.update(snapshot)
+                record.update(snapshot)
             _stop_if_hopeless(job, summary, snapshot)
 
         try:
@@ -260,12 +272,12 @@ def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None) -> None:
         except Exception as error:
             raise JobError(explain(error)) from error
         finally:
-            _take_snapshot(ray, monitor, snapshot, summary)
+            record.update(_take_snapshot(ray, monitor, snapshot, summary))
     summary.failed_total += summary.written.failed
     _check_complete(summary, job)
 
 
-def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Summary) -> None:
+def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Summary) -> dict[str, Any]:
     try:
         snapshot = ray.get(monitor.snapshot.remote(), timeout=5)
     except Exception:  # noqa: S110  the run is over, and the last snapshot will do
@@ -280,6 +292,7 @@ def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Su
         "workers_replaced": snapshot.get("deaths", 0),
     }
     summary.timeline |= snapshot.get("timeline", {})
+    return snapshot
 
 
 def _stop_if_hopeless(job: Any, summary: Summary, snapshot: dict[str, Any]) -> None:

@@ -1,0 +1,135 @@
+"""Small charts as inline SVG, by matplotlib; colours are the page's CSS variables, so they follow light and dark."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+# matplotlib wants colours; each of these stands for a variable of the page and is replaced in the finished SVG.
+TEXT, GRID, PAPER = "#010203", "#010204", "#010205"
+SERIES = ("#010206", "#010207", "#010208")
+VARIABLES = {TEXT: "--muted", GRID: "--line", PAPER: "--paper"}
+VARIABLES |= dict(zip(SERIES, ("--series-1", "--series-2", "--series-3"), strict=True))
+SIZE = (4.8, 2.3)  # inches of 72 points: small enough that its text can be read on a phone
+
+
+def line_chart(
+    times: Sequence[float],
+    series: dict[str, Sequence[float]],
+    label: str,
+    unit: str,
+    breaks: Sequence[float] = (),
+    top: float | None = None,
+) -> Markup:
+    """Lines over seconds.
+
+    Args:
+        series: name to values, of `times`' length; three at most.
+        breaks: moments at which one run ended and the next began.
+        top: the upper end of the values' axis, where it is known.
+    """
+    figure, axes = _figure(label)
+    divisor, time_unit = (3600, "hours") if times[-1] > 7200 else (60, "minutes") if times[-1] > 180 else (1, "seconds")
+    for (name, values), colour in zip(series.items(), SERIES, strict=False):
+        axes.plot(np.asarray(times) / divisor, values, color=colour, linewidth=1.6, label=name, solid_joinstyle="round")
+    if len(series) == 1:
+        axes.fill_between(
+            np.asarray(times) / divisor, next(iter(series.values())), color=SERIES[0], alpha=0.12, linewidth=0
+        )
+    for moment in breaks:
+        axes.axvline(moment / divisor, color=TEXT, linewidth=0.9, linestyle=(0, (3, 3)))
+    axes.set_ylim(0, top)
+    axes.set_xlim(0, times[-1] / divisor)
+    axes.set_xlabel(time_unit)
+    axes.set_ylabel(unit)
+    if len(series) > 1:
+        axes.legend(
+            loc="lower center",
+            bbox_to_anchor=(0.5, 0.98),
+            ncols=len(series),
+            frameon=False,
+            labelcolor=TEXT,
+            fontsize=9,
+        )
+    return _svg(figure, label)
+
+
+def histogram(bars: dict[str, tuple[np.ndarray, np.ndarray]], label: str, unit: str) -> Markup:
+    """Distributions as bars: name to (counts, edges); where there are two, they are drawn over each other as steps."""
+    figure, axes = _figure(label)
+    titles = {}
+    for (name, (counts, edges)), colour in zip(bars.items(), SERIES, strict=False):
+        if len(bars) > 1:
+            axes.stairs(counts, edges, color=colour, linewidth=1.6, label=name)
+            continue
+        for i, patch in enumerate(axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colour)):
+            patch.set_edgecolor(PAPER)
+            patch.set_linewidth(0.6)
+            patch.set_gid(f"bar-{i}")
+            titles[f"bar-{i}"] = f"{edges[i]:,} to {edges[i + 1] - 1:,} {unit}: {counts[i]:,} rows"
+    axes.set_xlabel(unit)
+    axes.set_ylabel("rows")
+    axes.set_ylim(0, None)
+    axes.margins(x=0.01)
+    if len(bars) > 1:
+        axes.legend(frameon=False, labelcolor=TEXT, fontsize=9)
+    return _svg(figure, label, titles)
+
+
+def _figure(label: str) -> tuple[Any, Any]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    settings = {"font.size": 10, "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT}
+    with rc_context(settings):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+    figure.patch.set_visible(False)
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.locator_params(nbins=5)
+    return figure, axes
+
+
+def _svg(figure: Any, label: str, titles: dict[str, str] | None = None) -> Markup:
+    """The figure as an SVG element: variables for colours, the page's fonts, no ids that another chart may have."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for name, title in (titles or {}).items():
+        text = text.replace(f'<g id="{name}">', f"<g><title>{html.escape(title)}</title>", 1)
+    text = re.sub(r' id="(?!m[0-9a-f]+"|p[0-9a-f]+")[^"]*"', "", text)
+    text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+    return Markup(re.sub(r"\n\s*", "\n", text))  # noqa: S704  made of numbers and escaped labels
+
+
+def _short(value: float) -> str:
+    """1500000 as 1.5M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            divisor = 1e3 if letter == "k" else size
+            return f"{value / divisor:g}{letter}"
+    return f"{value:,.10g}"
