@@ -193,6 +193,13 @@ class ErrorSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class CostSettings:
+    """What a run costs: `per_worker_hour` in whatever currency, for the plan and the report."""
+
+    per_worker_hour: float | None = Field(default=None, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RaySettings:
     """Where Ray runs: an address, "auto" for the cluster this machine belongs to, "local" for one of our own."""
 
@@ -276,6 +283,7 @@ class BatchSettings(EngineSettings):
     output: OutputSettings
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
     errors: ErrorSettings = Field(default_factory=ErrorSettings)
+    cost: CostSettings = Field(default_factory=CostSettings)
     ray: RaySettings = Field(default_factory=RaySettings)
     plan: bool = False
     verbose: bool = False
@@ -423,6 +431,7 @@ _SECTIONS = {
     "output": OutputSettings,
     "workers": WorkerSettings,
     "errors": ErrorSettings,
+    "cost": CostSettings,
     "serve": ServerSettings,
     "ray": RaySettings,
 }
