@@ -26,6 +26,7 @@ def line_chart(
     unit: str,
     breaks: Sequence[float] = (),
     top: float | None = None,
+    whole: bool = False,
 ) -> Markup:
     """Lines over seconds.
 
@@ -33,6 +34,7 @@ def line_chart(
         series: name to values, of `times`' length; three at most.
         breaks: moments at which one run ended and the next began.
         top: the upper end of the values' axis, where it is known.
+        whole: values are whole numbers, and so are the ticks.
     """
     figure, axes = _figure(label)
     divisor, time_unit = (3600, "hours") if times[-1] > 7200 else (60, "minutes") if times[-1] > 180 else (1, "seconds")
@@ -44,19 +46,15 @@ def line_chart(
         )
     for moment in breaks:
         axes.axvline(moment / divisor, color=TEXT, linewidth=0.9, linestyle=(0, (3, 3)))
+    if whole:
+        axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(0, top)
     axes.set_xlim(0, times[-1] / divisor)
     axes.set_xlabel(time_unit)
     axes.set_ylabel(unit)
     if len(series) > 1:
-        axes.legend(
-            loc="lower center",
-            bbox_to_anchor=(0.5, 0.98),
-            ncols=len(series),
-            frameon=False,
-            labelcolor=TEXT,
-            fontsize=9,
-        )
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98), "ncols": len(series)}
+        axes.legend(**place, frameon=False, labelcolor=TEXT, fontsize=9)
     return _svg(figure, label)
 
 
@@ -85,9 +83,9 @@ def histogram(bars: dict[str, tuple[np.ndarray, np.ndarray]], label: str, unit: 
 def _figure(label: str) -> tuple[Any, Any]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    settings = {"font.size": 10, "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT}
+    settings = {"font.size": 9, "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT}
     with rc_context(settings):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
@@ -100,7 +98,8 @@ def _figure(label: str) -> tuple[Any, Any]:
     axes.tick_params(length=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    axes.locator_params(nbins=5)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, min_n_ticks=2, steps=[1, 2, 2.5, 5, 10]))
     return figure, axes
 
 

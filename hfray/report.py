@@ -6,6 +6,7 @@ nobody vouches for: the templates escape all of it.
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from hfray.contents import Contents, read_contents
 from hfray.outputs import OutputFolder
 from hfray.progress import duration
-from hfray.runs import RUNNING, SAMPLE_FIELDS, STOPPED, read_runs
+from hfray.runs import SAMPLE_FIELDS, STOPPED, read_runs
 
 PAGE = "report.html"
 SAMPLES = 200
@@ -228,7 +229,7 @@ def charts(contents: Contents, runs: list[Run]) -> dict[str, Any]:
         share = {"occupancy": values["occupancy"]}
         found["occupancy"] = line_chart(times, share, "Occupancy of the engines over time", "percent", breaks, top=102)
         ready = {"workers": values["workers_ready"]}
-        found["workers"] = line_chart(times, ready, "Workers ready over time", "workers", breaks)
+        found["workers"] = line_chart(times, ready, "Workers ready over time", "workers", breaks, whole=True)
     return found
 
 
@@ -248,7 +249,7 @@ def course(runs: list[Run]) -> tuple[list[float], dict[str, list[float]], list[f
         if times:
             breaks.append(offset)
         kept = _spaced(points, max(total / CHART_POINTS, 1.0))
-        for before, now in zip(kept, kept[1:], strict=False):
+        for before, now in itertools.pairwise(kept):
             seconds = max(now[0] - before[0], 1e-3)
             times.append(offset + now[0] - points[0][0])
             for name in ("rows", "prompt_tokens", "generated_tokens"):  # a death takes unfinished rows back
@@ -261,10 +262,13 @@ def course(runs: list[Run]) -> tuple[list[float], dict[str, list[float]], list[f
 
 
 def _spaced(points: list[list[float]], seconds: float) -> list[list[float]]:
+    """Points at least `seconds` apart, the last one among them: rates over shorter times are noise."""
     kept = [points[0]]
     for point in points[1:-1]:
         if point[0] - kept[-1][0] >= seconds:
             kept.append(point)
+    if len(kept) > 1 and points[-1][0] - kept[-1][0] < seconds:
+        kept.pop()
     return [*kept, points[-1]]
 
 
