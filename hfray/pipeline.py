@@ -56,6 +56,8 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
     size, workers = rows_per_block(job), job.settings.workers
     calls = max(2, min(MAX_CALLS, math.ceil(IN_FLIGHT_ROWS / size)))
     low, high = workers.bounds
+    # A full worker has one block more than it runs; Ray Data's own 1.75 is never reached, and the pool would not grow.
+    DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     pool = ActorPoolStrategy(
         min_size=low, max_size=high, max_concurrent_calls_per_actor=calls, max_tasks_in_flight_per_actor=calls + 1
     )
