@@ -19,6 +19,7 @@ from hfray.records import output_schema
 from hfray.report import try_report
 from hfray.resume import DoneRows, check_fingerprint, fingerprint
 from hfray.runs import RunRecord
+from hfray.urls import is_url
 
 OK, FAILED, UNUSABLE, TOO_MANY_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 WHOLESALE_ROWS = 200  # that all failed: the job is stopped without waiting for the allowed share
@@ -80,7 +81,7 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
     """
     summary = Summary(output=settings.output.path, timeline={"command": started or time.time()})
     table = check(settings)
-    output = OutputFolder(_absolute(settings.output.path))
+    output = output_folder(settings)
     check_output(settings, output, table)
     summary.timeline["checked"] = time.time()
     run_id = take_over(settings, output)
@@ -296,12 +297,8 @@ def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Su
 
 
 def _stop_if_hopeless(job: Any, summary: Summary, snapshot: dict[str, Any]) -> None:
-    node = snapshot.get("cannot_start")
-    if node:
-        raise JobError(
-            f"a worker's process ended while it loaded the model, again and again (node {node}). "
-            "Its memory may be too small for the model; see the Ray logs of that node."
-        )
+    if snapshot.get("cannot_start"):
+        raise JobError(snapshot["cannot_start"])
     allowed = job.settings.errors.max_fraction
     failed, rows = summary.failed_total + summary.written.failed, summary.written.rows
     wholesale = rows >= WHOLESALE_ROWS and summary.written.failed == rows and allowed < 1
@@ -343,18 +340,17 @@ def finish(summary: Summary, settings: BatchSettings, output: OutputFolder) -> S
 
 
 def explain(error: BaseException) -> str:
-    """The cause at the bottom of a chain of Ray's errors, in one paragraph."""
-    cause: BaseException = error
-    seen = set()
-    while id(cause) not in seen:
-        seen.add(id(cause))
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if not isinstance(inner, BaseException):
-            break
-        cause = inner
-    text = str(cause).strip()
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if "Traceback" in text and lines else text or type(cause).__name__
+    """What went wrong at the bottom of Ray's layers of errors, without their tracebacks."""
+    chain: list[BaseException] = []
+    while isinstance(error, BaseException) and error not in chain:
+        chain.append(error)
+        error = getattr(error, "cause", None) or error.__cause__
+    for cause in reversed(chain):
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        if not lines or type(cause).__module__.startswith("ray.data"):
+            continue  # Ray Data's wrappers say only that a function failed
+        return lines[-1] if "Traceback" in str(cause) or "died because" in lines[0] else " ".join(lines)
+    return str(chain[0]) or type(chain[0]).__name__
 
 
 def versions() -> dict[str, str]:
@@ -368,8 +364,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+def output_folder(settings: BatchSettings) -> OutputFolder:
+    """The folder of output.path, by its absolute path."""
+    path = settings.output.path
+    return OutputFolder(path if is_url(path) else str(Path(path).expanduser().absolute()))
 
 
 def _alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The end of a run, for people: what was done, how fast, what failed, where it is, and a few answers to read."""
+"""What a command ends with, for people: the summary of a run, or the plan of one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hfray.batch import Summary
+from hfray.plan import WORKERS, Plan
 from hfray.progress import duration
 
 SNIPPET = 160  # characters of a prompt or an answer
@@ -24,12 +25,84 @@ def print_summary(summary: Summary, file: TextIO) -> None:
         for name, value in _lines(summary):
             table.add_row(name, value)
         console.print(table)
-        for sample in written.samples[:3]:
-            console.rule(style="dim")
-            console.print(_snippet(sample["prompt"]), style="dim", markup=False)
-            console.print(_snippet(sample["generated_text"]), markup=False)
-        console.rule(style="dim")
+        _print_examples(console, [(sample["prompt"], sample["generated_text"]) for sample in written.samples[:3]])
     console.print(f"output: {summary.output}", markup=False)
+    console.print(f"report: {summary.output.rstrip('/')}/_hfray/report.html", markup=False)
+
+
+def print_plan(plan: Plan, file: TextIO) -> None:
+    """Print what a run would be."""
+    console = Console(file=file, highlight=False, soft_wrap=True)
+    trial = plan.trial
+    if not trial.sampled:
+        console.print(f"rows: {plan.rows:,}, and all of them are done; there is nothing to run")
+        return
+    if trial.examples:
+        _print_examples(console, [(prompt, text) for prompt, text, _ in trial.examples])
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _plan_lines(plan):
+        table.add_row(name, value)
+    console.print(table)
+    _print_estimates(console, plan)
+    console.print("This was a plan: nothing was written. Run the command without plan=true to do it.")
+
+
+def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
+    trial, prompts = plan.trial, plan.trial.prompts
+    rows = f"{plan.rows:,}" + (f", {plan.done:,} of them done; {plan.pending:,} to do" if plan.done else "")
+    share = trial.too_long / trial.sampled
+    context = f"{trial.context_length:,} tokens" if trial.context_length else "no bound"
+    lengths = (
+        f"median {prompts.quantile(0.5):,}, 95th percentile {prompts.quantile(0.95):,}, longest {prompts.longest:,}"
+    )
+    counted = "all rows" if trial.sampled == plan.pending else f"{trial.sampled:,} rows at random"
+    lines = [
+        ("rows", rows),
+        ("prompt tokens", f"{lengths} (of {counted})"),
+        ("", f"about {round(prompts.mean * plan.pending):,} in all"),
+        ("too long", f"{trial.too_long:,} of {trial.sampled:,} ({share:.1%}); context: {context}"),
+    ]
+    failed = sum(trial.errors.values())
+    if failed:
+        kinds = "".join(f"\n{count:,} x {error[:200]}" for error, count in trial.errors.most_common(3))
+        lines.append(("errors", f"{failed:,} of {trial.sampled:,} rows{kinds}"))
+    pace = f"{trial.tokens_per_second:,.0f} generated tokens/s, {trial.rows_per_second:,.2f} rows/s"
+    answers = f"{trial.tokens_per_row:,.0f} tokens a row"
+    lines += [
+        ("one worker", f"{pace}, {answers}"),
+        ("", f"{trial.finished} rows in {duration(trial.seconds)}, after {duration(trial.start_seconds)} to start"),
+    ]
+    return lines
+
+
+def _print_estimates(console: Console, plan: Plan) -> None:
+    if plan.estimate(1) is None:
+        console.print("No row was finished, so there is no estimate.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("workers", "time", *(["cost"] if plan.price is not None else [])):
+        table.add_column(heading, justify="right")
+    for workers in WORKERS:
+        cost = [] if plan.price is None else [_price(plan.cost(workers))]
+        table.add_row(str(workers), duration(plan.estimate(workers)), *cost)
+    console.print(table)
+    if plan.trial.too_long or plan.trial.errors:
+        console.print("Rows that fail take hardly any time; they are counted as if they did.", style="dim")
+    console.print(
+        "Each worker is taken to have as much of a machine as the one tried here had for itself.", style="dim"
+    )
+
+
+def _price(cost: float) -> str:
+    return f"{cost:,.2f}" if cost >= 0.1 else f"{cost:.2g}"
+
+
+def _print_examples(console: Console, examples: list[tuple[str | None, str | None]]) -> None:
+    for prompt, text in examples:
+        console.rule(style="dim")
+        console.print(_snippet(prompt), style="dim", markup=False)
+        console.print(_snippet(text), markup=False)
+    console.rule(style="dim")
 
 
 def _lines(summary: Summary) -> list[tuple[str, str]]:

@@ -15,8 +15,14 @@ from jobs.command import run, settings_of
 def main() -> int:
     started = time.time()
     settings = build(BatchSettings, settings_of("batch", __doc__))
+    from hfray.summary import print_plan, print_summary
+
+    if settings.plan:
+        from hfray.plan import make_plan
+
+        print_plan(make_plan(settings), sys.stdout)
+        return 0
     from hfray.batch import run_batch
-    from hfray.summary import print_summary
 
     summary = run_batch(settings, started)
     print_summary(summary, sys.stdout)

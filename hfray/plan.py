@@ -1,0 +1,258 @@
+"""A look before the run: what the prompts are, what the model makes of a few of them, and how long all would take.
+
+Writes nothing but the model cache: the output folder is looked at, and not made.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hfray.config import BatchSettings, SettingsError
+from hfray.contents import Lengths
+from hfray.engines.loop import Completion, EngineDiedError, Prompt
+from hfray.engines.params import RequestError
+from hfray.inputs import Table
+from hfray.outputs import OutputFolder
+from hfray.resume import DoneRows
+
+SAMPLE_ROWS = 1000  # prompts that are rendered and counted
+BLOCK_ROWS, BLOCKS = 1024, 48  # what the sample is drawn from: these blocks, spread over the table's slices
+MIN_TRIED, MAX_TRIED = 32, 128  # rows that the engine runs: twice its capacity, between these
+TRY_SECONDS = 90.0  # a slow engine is stopped then, and judged by what it has done
+WORKERS = (1, 4, 16)
+EXAMPLES = 3
+
+
+@dataclass(slots=True)
+class Trial:
+    """What one worker made of the sample; lengths in tokens."""
+
+    start_seconds: float = 0.0
+    threads: int | None = None
+    context_length: int | None = None
+    prompts: Lengths = field(default_factory=Lengths)
+    too_long: int = 0
+    errors: Counter = field(default_factory=Counter)
+    sampled: int = 0
+    tried: int = 0
+    finished: int = 0
+    seconds: float = 0.0
+    generated_tokens: float = 0.0  # of finished rows
+    tokens_per_second: float = 0.0
+    examples: list[tuple[str, str, str]] = field(default_factory=list)  # prompt, answer, finish reason
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Mean length of the answers that were finished."""
+        return self.generated_tokens / self.finished if self.finished else 0.0
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows that one worker finishes in a second, kept busy."""
+        if not self.seconds:
+            return 0.0
+        if self.tokens_per_row and self.tokens_per_second:
+            return self.tokens_per_second / self.tokens_per_row
+        return self.finished / self.seconds
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a run would be."""
+
+    rows: int
+    done: int
+    trial: Trial
+    price: float | None = None
+
+    @property
+    def pending(self) -> int:
+        return max(0, self.rows - self.done)
+
+    def estimate(self, workers: int) -> float | None:
+        """Seconds for the rows that are not done, with so many workers as the one that was tried; None: unknown."""
+        rate = self.trial.rows_per_second
+        return self.trial.start_seconds + self.pending / (workers * rate) if rate else None
+
+    def cost(self, workers: int) -> float | None:
+        """Price of that, where cost.per_worker_hour is set."""
+        seconds = self.estimate(workers)
+        return None if self.price is None or seconds is None else self.price * workers * seconds / 3600
+
+
+def make_plan(settings: BatchSettings) -> Plan:
+    """Check everything as a run does, try a sample on one worker, and estimate.
+
+    Raises:
+        SettingsError: the run could not start with these settings.
+        EngineDiedError: the engine fails on the sample.
+    """
+    from hfray.batch import check, check_output, output_folder
+
+    table = check(settings)
+    output = output_folder(settings)
+    check_output(settings, output, table)
+    done = _done(settings, output)
+    rows = sample(table, done)
+    if not rows.num_rows:
+        return Plan(table.num_rows, done.count, Trial(), settings.cost.per_worker_hour)
+    finished = done.count - (done.failed if settings.output.retry_errors else 0)
+    return Plan(table.num_rows, finished, _try_somewhere(settings, rows), settings.cost.per_worker_hour)
+
+
+def _done(settings: BatchSettings, output: OutputFolder) -> DoneRows:
+    if settings.output.overwrite:
+        return DoneRows()
+    return DoneRows.read(output, by_position=settings.input.id_column is None)
+
+
+def sample(table: Table, done: DoneRows) -> pa.Table:
+    """At most SAMPLE_ROWS rows that are not done, at random out of blocks that are spread over the table."""
+    generator = np.random.default_rng(0)
+    slices = [table.slices[i] for i in np.unique(np.linspace(0, len(table.slices) - 1, BLOCKS).astype(int))]
+    each, found = -(-BLOCKS // len(slices)), []
+    for piece in slices:
+        for number, block in enumerate(table.read(piece, BLOCK_ROWS)):
+            if number >= each:
+                break
+            found.append(done.drop_from(block))
+    rows = pa.concat_tables(found)
+    picks = generator.choice(rows.num_rows, size=min(SAMPLE_ROWS, rows.num_rows), replace=False)
+    return rows.take(pa.array(picks))
+
+
+def _try_somewhere(settings: BatchSettings, rows: pa.Table) -> Trial:
+    """In this process on this machine, else in a task on a node of the cluster that a worker would fit on."""
+    from hfray import cluster
+
+    if cluster.is_local(settings):
+        threads = None if settings.workers.cpus == "auto" else settings.workers.cpus
+        return try_rows(settings, rows, threads)
+    with cluster.connected(settings) as ray:
+        gpus, threads = cluster.worker_gpus(settings), cluster.worker_threads(ray, settings)
+        waiting = cluster.check_resources(ray, settings, gpus)
+        if waiting:
+            print(waiting, file=sys.stderr, flush=True)
+        workers = settings.workers
+        task = ray.remote(try_rows).options(
+            num_cpus=cluster.reserved_cpus(threads),
+            num_gpus=gpus,
+            resources=workers.resources or None,
+            label_selector=workers.labels or None,
+            max_retries=0,
+        )
+        try:
+            return ray.get(task.remote(settings, rows, threads), timeout=workers.start_timeout)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RuntimeError(f"workers.start_timeout={workers.start_timeout:g}: no worker by then.") from error
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, SettingsError | EngineDiedError) else error from None
+
+
+def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Trial:
+    """Load the engine, count the tokens of all rows, and run some of them; needs no Ray."""
+    from hfray.worker import Worker
+
+    trial, started = Trial(threads=threads, sampled=rows.num_rows), time.monotonic()
+    worker = Worker(settings, threads=threads)
+    try:
+        trial.start_seconds = time.monotonic() - started
+        prompts = _render(settings, worker, rows, trial)
+        capacity = worker.loop.engine.capacity
+        _run(settings, worker, prompts[: min(MAX_TRIED, max(MIN_TRIED, 2 * capacity))], trial)
+    finally:
+        worker.loop.close()
+    return trial
+
+
+def _render(settings: BatchSettings, worker: Any, rows: pa.Table, trial: Trial) -> list[Prompt]:
+    """The prompts that the engine would take, their tokens counted; the others' faults are counted too."""
+    engine, prompts = worker.loop.engine, []
+    trial.context_length = engine.context_length
+    for row in rows.to_pylist():
+        try:
+            if row["error"] is not None:
+                raise RequestError(row["error"])
+            prompt = worker.prompts.render(row)
+        except RequestError as fault:
+            trial.errors[str(fault)] += 1
+            continue
+        tokens = len(engine.tokenizer.encode(prompt.text, add_special_tokens=not prompt.special_tokens_in_text))
+        trial.prompts.add(np.array([tokens]))
+        try:
+            settings.params.max_tokens_for(tokens, engine.context_length)
+        except RequestError:
+            trial.too_long += 1
+            continue
+        prompts.append(prompt)
+    return prompts
+
+
+def _run(settings: BatchSettings, worker: Any, prompts: list[Prompt], trial: Trial) -> None:
+    """Run prompts and take the engine's pace while it is full.
+
+    The text that comes is counted as it comes; once no prompt waits any more, the engine drains, and its pace says
+    nothing about a long run's.
+    """
+    watch = _Watch(len(prompts), keep_full=len(prompts) - worker.loop.engine.capacity)
+    for i, prompt in enumerate(prompts):
+        worker.loop.submit(prompt, settings.params, lambda outcome, i=i: watch.done(i, outcome), watch.text)
+    watch.wait(TRY_SECONDS)
+    trial.tried, trial.seconds = len(prompts), watch.seconds
+    for i, outcome in sorted(watch.outcomes.items()):
+        if isinstance(outcome, EngineDiedError):
+            raise outcome
+        if outcome.error is not None:
+            trial.errors[outcome.error] += 1
+            continue
+        trial.finished += 1
+        trial.generated_tokens += outcome.num_generated_tokens
+        if len(trial.examples) < EXAMPLES:
+            trial.examples.append((prompts[i].text, outcome.text or "", outcome.finish_reason))
+    trial.tokens_per_second = watch.tokens_per_second()
+
+
+class _Watch:
+    """Completions and text as they come, from the loop's thread."""
+
+    def __init__(self, expected: int, keep_full: int) -> None:
+        self.outcomes: dict[int, Completion | EngineDiedError] = {}
+        self.seconds = 0.0
+        self._expected, self._keep_full = expected, keep_full
+        self._characters = 0
+        self._full: tuple[float, int] | None = None  # seconds and characters at the end of the full time
+        self._started, self._all = time.monotonic(), threading.Event()
+
+    def text(self, delta: str) -> None:
+        self._characters += len(delta)
+
+    def done(self, number: int, outcome: Completion | EngineDiedError) -> None:
+        self.outcomes[number] = outcome
+        self.seconds = time.monotonic() - self._started
+        if len(self.outcomes) == self._keep_full:
+            self._full = self.seconds, self._characters
+        if len(self.outcomes) == self._expected or isinstance(outcome, EngineDiedError):
+            self._all.set()
+
+    def wait(self, seconds: float) -> None:
+        """Until all are done, or so long; then only what has come by now counts."""
+        if self._expected and not self._all.wait(seconds):
+            self.seconds = time.monotonic() - self._started
+            self._full = self._full or (self.seconds, self._characters)
+        self.outcomes = dict(self.outcomes)
+
+    def tokens_per_second(self) -> float:
+        """Generated tokens in a second of the full time, or of all of it where the engine was never full."""
+        good = [o for o in self.outcomes.values() if isinstance(o, Completion) and o.error is None]
+        tokens, characters = sum(o.num_generated_tokens for o in good), sum(len(o.text or "") for o in good)
+        if self._full and self._full[0] and characters:
+            return self._full[1] * tokens / characters / self._full[0]
+        return tokens / self.seconds if self.seconds else 0.0
