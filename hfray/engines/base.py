@@ -74,11 +74,17 @@ class Engine(ABC):
         tokenizer: the model's.
         context_length: most tokens of prompt and completion together, or None where the model sets no bound.
         capacity: how many requests run in one step at most; more may be added, and wait.
+        continues_prompt: whether a completion's text goes on where the prompt's ends (not so for a translation).
     """
 
     tokenizer: Tokenizer
     context_length: int | None
     capacity: int
+    continues_prompt: bool = True
+
+    def room(self, params: GenerationParams, prompt_tokens: int) -> int:
+        """How many tokens may be generated for a prompt of so many; raises RequestError where there can be none."""
+        return params.max_tokens_for(prompt_tokens, self.context_length)
 
     @abstractmethod
     def add(self, request: Request) -> None:

@@ -46,7 +46,9 @@ def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> En
     if settings.task in SEQ2SEQ:
         from hfray.engines.seq2seq import Seq2SeqEngine
 
-        return Seq2SeqEngine.from_openvino(folder, device=device, properties=properties, capacity=backend.batch_size)
+        return Seq2SeqEngine.from_openvino(
+            folder, task=settings.task, device=device, properties=properties, capacity=backend.batch_size
+        )
     from hfray.engines.openvino import OpenVINOEngine
 
     return OpenVINOEngine(
@@ -80,7 +82,7 @@ def _transformers(settings: EngineSettings, folder: Path, threads: int | None) -
     if settings.task in SEQ2SEQ:
         from hfray.engines.seq2seq import Seq2SeqEngine
 
-        return Seq2SeqEngine.from_folder(folder, **options)
+        return Seq2SeqEngine.from_folder(folder, task=settings.task, **options)
     from hfray.engines.transformers import TransformersEngine
 
     return TransformersEngine.from_folder(folder, **options)

@@ -152,7 +152,7 @@ class OpenVINOEngine(Engine):
 
     def _config(self, request: Request) -> genai.GenerationConfig:
         params, config = request.params, genai.GenerationConfig()
-        if params.num_beams > 1:
+        if (params.num_beams or 1) > 1:
             raise RequestError("generation.num_beams > 1 is not supported by backend=openvino; use transformers")
         config.eos_token_id = self._defaults.eos_token_id
         config.stop_token_ids = self._defaults.stop_token_ids

@@ -26,7 +26,8 @@ class GenerationParams:
         seed: base seed; each row's own seed is derived from it and the row's prompt (`row_seed`).
         ignore_eos: go on past the end-of-sequence token (for measuring).
         logprobs: how many of the likeliest tokens to report with each generated token; 0 reports only its own.
-        num_beams, length_penalty, early_stopping: beam search, for sequence-to-sequence models.
+        num_beams, length_penalty, early_stopping: beam search, for sequence-to-sequence models; what is not given is
+            as the model's generation_config has it.
     """
 
     max_new_tokens: int | None = None
@@ -45,7 +46,7 @@ class GenerationParams:
     seed: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
-    num_beams: int = 1
+    num_beams: int | None = None
     length_penalty: float | None = None
     early_stopping: bool | None = None
 
