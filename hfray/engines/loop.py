@@ -170,20 +170,21 @@ class EngineLoop:
 
     def _read_inbox(self) -> None:
         if not self.engine.num_unfinished:
-            self.stats.running = 0
+            self.stats.running = self.stats.waiting = 0
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
 
     def _step(self) -> None:
         self._step_started = started = time.monotonic()
+        unfinished = self.engine.num_unfinished
         outputs = self.engine.step()
         self._step_started = None
         stats, running = self.stats, self.engine.num_running
         stats.busy_seconds += time.monotonic() - started
         stats.steps += 1
         stats.full_steps += running >= FULL * self.engine.capacity
-        stats.running, stats.waiting = running, self.engine.num_unfinished - running
+        stats.running, stats.waiting = running, max(0, unfinished - running)
         for output in outputs:
             self._advance(output)
 

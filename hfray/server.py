@@ -1,0 +1,195 @@
+"""The online service on Ray Serve: each replica one engine, the same as the batch job's, behind OpenAI's API.
+
+`hfray.server:app` is an application builder: `serve run hfray.server:app conf=smollm2_openvino`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+
+from hfray import cluster
+from hfray.config import ServeSettings, SettingsError, build, compose
+from hfray.guard import read_key_digests
+from hfray.metrics import MetricsBoard
+
+NAME = "hfray"
+DEFAULT_CAPACITY = 64  # of an engine whose settings do not say
+# Requests are turned away by our own admission, in OpenAI's form. Serve's limits, whose answers are plain text, lie
+# far beyond it: they show only while no replica is there at all.
+MAX_ONGOING = 10_000
+MAX_QUEUED = 10_000
+CONSTRUCTOR_TRIES = 3
+
+
+class Replica:
+    """A Serve replica: the service's ASGI application, and its health."""
+
+    def __init__(self, settings: ServeSettings, threads: int, digests: Sequence[bytes], board: Any) -> None:
+        from hfray.service import Service
+
+        os.environ["HFRAY_WORKER"] = "1"
+        name = serve.get_replica_context().replica_id.unique_id
+        self._service = Service(settings, digests, threads, name, board)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from hfray.api import build_api
+
+        self._reports = asyncio.get_running_loop().create_task(self._service.report())
+        return build_api(self._service)
+
+    async def check_health(self) -> None:
+        """Raises EngineDiedError where the engine is dead or hangs: Serve then replaces the replica."""
+        self._service.check()
+
+
+def app(args: Mapping[str, Any]) -> Application:
+    """The Serve application. `args`: Hydra overrides as on the command line of `jobs.serve`, by key.
+
+    Raises:
+        SettingsError: they cannot be used.
+    """
+    return application(build(ServeSettings, compose("serve", overrides(args))))
+
+
+def overrides(args: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Overrides of a mapping; values are text as on the command line, or plain YAML values."""
+    found = []
+    for key, value in args.items():
+        if isinstance(value, Mapping) and value:
+            found += overrides(value, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return found
+
+
+def application(settings: ServeSettings) -> Application:
+    """The Serve application of settings; Ray must be connected, for what of it a replica takes.
+
+    Raises:
+        SettingsError: the API keys cannot be read, or this machine will never have the GPUs.
+    """
+    import ray
+
+    digests = read_key_digests(settings.serve)
+    gpus = cluster.worker_gpus(settings)
+    cluster.check_resources(ray, settings, gpus)
+    threads = cluster.worker_threads(ray, settings)
+    low, high = settings.workers.bounds
+    capacity = settings.backend.batch_size or DEFAULT_CAPACITY
+    scale = {"num_replicas": low}
+    if high > low:
+        bounds = {"min_replicas": low, "initial_replicas": low, "max_replicas": high}
+        scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": capacity, "upscale_delay_s": 10}}
+    actor: dict[str, Any] = {"num_cpus": cluster.reserved_cpus(threads), "num_gpus": gpus}
+    if settings.workers.resources:
+        actor["resources"] = settings.workers.resources
+    if settings.workers.labels:
+        actor["label_selector"] = settings.workers.labels
+    logs = LoggingConfig(log_level="INFO" if settings.verbose else "WARNING")
+    replica = serve.deployment(serve.ingress()(Replica), name="Engine").options(
+        **scale,
+        ray_actor_options=actor,
+        max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=MAX_QUEUED,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=settings.serve.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_constructor_retry_count=CONSTRUCTOR_TRIES,
+        logging_config=logs,
+    )
+    board = serve.deployment(MetricsBoard, name="Metrics").options(
+        ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=1, logging_config=logs
+    )
+    return replica.bind(settings, threads, digests, board.bind())
+
+
+def run_service(settings: ServeSettings) -> None:
+    """Serve until interrupted; then finish what is running, and end.
+
+    Raises:
+        SettingsError: the settings cannot be used; nothing was started.
+        KeyboardInterrupt: the service was stopped.
+        RuntimeError: no replica could be started.
+    """
+    check(settings)
+    with cluster.connected(settings):
+        if not settings.verbose:
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        where = {"host": settings.serve.host, "port": settings.serve.port}
+        serve.start(proxy_location="HeadOnly", http_options=where, logging_config=LoggingConfig(log_level="WARNING"))
+        try:
+            serve.run(application(settings), name=NAME, route_prefix="/")
+            print(f"ready: http://{settings.serve.host}:{settings.serve.port}/ (Ctrl-C to stop)", flush=True)
+            while True:
+                time.sleep(1)
+        finally:
+            _stop(settings)
+
+
+def check(settings: ServeSettings) -> None:
+    """What can be found wrong before anything is started; also makes the model ready. Raises SettingsError."""
+    from hfray.prompts import RecordPrompt
+
+    try:
+        RecordPrompt(settings.prompt)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    read_key_digests(settings.serve)
+    if not cluster.is_local(settings):
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.serve.host, settings.serve.port))
+        except OSError as error:
+            raise SettingsError(
+                f"serve.port={settings.serve.port}: cannot be listened on at {settings.serve.host} "
+                f"({error.strerror}). Name a free port, or stop what has it."
+            ) from error
+    if settings.backend.name != "fake":
+        from hfray.models import prepare
+
+        prepare(settings)
+
+
+def write_config(settings: ServeSettings, given: Sequence[str]) -> str:
+    """Write `settings.emit`: a Serve config that runs the service with the overrides `given`. Returns its path."""
+    args = dict(override.split("=", 1) for override in given if not override.startswith("emit="))
+    config = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": settings.serve.host, "port": settings.serve.port},
+        "applications": [
+            {"name": NAME, "route_prefix": "/", "import_path": "hfray.server:app", "args": args},
+        ],
+    }
+    text = "# For `serve run`, `serve deploy`, or a RayService's serveConfigV2.\n" + yaml.safe_dump(
+        config, sort_keys=False
+    )
+    Path(settings.emit).write_text(text)
+    return settings.emit
+
+
+def _stop(settings: ServeSettings) -> None:
+    """Take the application away, its replicas once they are done; a Ray of our own goes with it."""
+    print("stopping: finishing what is running", file=sys.stderr, flush=True)
+    with suppress(Exception):
+        serve.delete(NAME)
+    if cluster.is_local(settings):
+        with suppress(Exception):
+            serve.shutdown()
