@@ -1,49 +1,115 @@
-"""One calm line while a run goes on: live on a terminal, a plain line every so often in a log."""
+"""Two calm lines while a run goes on: live on a terminal, a plain line every so often in a log."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-LOG_SECONDS = 10.0  # between plain lines
-RATE_WINDOW = 60.0  # seconds over which rates are taken: long enough that the time left settles
+LOG_SECONDS, LOG_SECONDS_LATER = 10.0, 60.0  # between plain lines: at first, and once a run has gone on for long
+RATE_WINDOW = 60.0  # seconds over which the rates shown are taken
+MIN_ROWS = 8  # finished, before a time is named
+
+
+class Pace:
+    """Counters over time, and their rates over a window.
+
+    Args:
+        window: seconds at least; `share` of the time since the first sample where that is longer.
+    """
+
+    def __init__(self, window: float, share: float = 0.0) -> None:
+        self._window, self._share = window, share
+        self._samples: deque[tuple[float, tuple[float, ...]]] = deque()
+        self._first: float | None = None
+
+    def add(self, now: float, *counters: float) -> tuple[float, ...]:
+        """Note the counters as they are at `now`; returns their rates."""
+        self._first = now if self._first is None else self._first
+        window = max(self._window, self._share * (now - self._first))
+        samples = self._samples
+        if len(samples) > 1 and now - samples[-2][0] < window / 200:
+            samples.pop()  # a long window needs no close samples
+        samples.append((now, counters))
+        while len(samples) > 2 and now - samples[1][0] >= window:
+            samples.popleft()
+        then, before = samples[0]
+        seconds = max(now - then, 1e-3)
+        return tuple(max(0.0, (a - b) / seconds) for a, b in zip(counters, before, strict=True))
+
+
+class TimeLeft:
+    """Seconds to the end, from a rate over half of the run, smoothed: it settles down instead of jumping."""
+
+    def __init__(self) -> None:
+        self._pace = Pace(RATE_WINDOW, share=0.5)
+        self._end: float | None = None
+        self._seen = 0.0
+
+    def update(self, now: float, rows: int, remaining: int) -> float | None:
+        """Take in the rows done by now; returns the seconds left, or None while that cannot be told."""
+        (rate,) = self._pace.add(now, rows)
+        if rate <= 0 or rows < MIN_ROWS:
+            return None
+        end = now + remaining / rate
+        if self._end is None:
+            self._end = end
+        else:  # the nearer the end, the faster it follows
+            slowness = max(5.0, (self._end - now) / 10)
+            self._end += (end - self._end) * (1 - math.exp((self._seen - now) / slowness))
+        self._seen = now
+        return max(0.0, self._end - now) if remaining else 0.0
 
 
 class RunProgress:
-    """Rows done of total, rates, failures and time left, from the Monitor's snapshots.
+    """Rows done of total, rates, failures, workers, occupancy and time left, from the Monitor's snapshots.
 
     Args:
         total: rows of the table; `done_before` of them were done by earlier runs.
+        clock: seconds, for tests.
     """
 
-    def __init__(self, total: int, done_before: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        done_before: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console = console or Console(stderr=True)
-        self._total, self._before = total, done_before
-        self._samples: deque[tuple[float, int, int]] = deque()
-        self._last_line = time.monotonic()
-        self._live = self._console.is_terminal
+        self._total, self._before, self._clock = total, done_before, clock
+        self._pace, self._left = Pace(RATE_WINDOW), TimeLeft()
+        self._started = self._last_line = clock()
         self._bar = Progress(
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
             BarColumn(),
-            TextColumn("{task.description}"),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
             TimeElapsedColumn(),
+            TextColumn("{task.description}"),
             console=self._console,
-            transient=True,
-            disable=not self._live,
         )
-        self._task = self._bar.add_task("starting", total=total, completed=done_before)
+        self._task = self._bar.add_task("", total=total, completed=done_before)
+        self._details = Text("starting", style="dim", overflow="ellipsis", no_wrap=True)
+        shown = Group(self._bar, self._details)
+        live = self._console.is_terminal
+        self._live = Live(shown, console=self._console, transient=True, refresh_per_second=4) if live else None
 
     def __enter__(self) -> RunProgress:
-        self._bar.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._live:
+            self._live.stop()
 
     def say(self, message: str) -> None:
         """Print a line that stays."""
@@ -51,34 +117,43 @@ class RunProgress:
 
     def update(self, snapshot: dict[str, Any]) -> None:
         """Show what the workers have done by now."""
-        totals = snapshot["totals"]
-        rows, tokens = totals.get("rows", 0), totals.get("generated_tokens", 0)
-        done = min(self._total, self._before + rows)
-        text = self._describe(snapshot, rows, tokens)
-        self._bar.update(self._task, completed=done, description=text)
-        now = time.monotonic()
-        if not self._live and now - self._last_line >= LOG_SECONDS:
+        done = min(self._total, self._before + snapshot["totals"].get("rows", 0))
+        details, left = self._describe(snapshot)
+        self._bar.update(self._task, completed=done, description=left)
+        self._details.plain = details
+        now = self._clock()
+        interval = min(max(LOG_SECONDS, (now - self._started) / 20), LOG_SECONDS_LATER)
+        if self._live is None and now - self._last_line >= interval:
             self._last_line = now
-            print(f"{done:,} of {self._total:,} rows  {text}", file=sys.stderr, flush=True)
+            line = "  ".join(part for part in (f"{done:,} of {self._total:,} rows", left, details) if part)
+            print(line, file=sys.stderr, flush=True)
 
-    def _describe(self, snapshot: dict[str, Any], rows: int, tokens: int) -> str:
-        if not snapshot["workers_ready"]:
-            return f"{snapshot['workers']} workers starting" if snapshot["workers"] else "waiting for workers"
-        now = time.monotonic()
-        self._samples.append((now, rows, tokens))
-        while len(self._samples) > 2 and now - self._samples[0][0] > RATE_WINDOW:
-            self._samples.popleft()
-        since, rows_then, tokens_then = self._samples[0]
-        seconds = max(now - since, 1e-3)
-        rate = (rows - rows_then) / seconds
-        parts = [f"{rate:,.1f} rows/s", f"{(tokens - tokens_then) / seconds:,.0f} tokens/s"]
-        parts.append(f"{snapshot['totals'].get('failed_rows', 0):,} failed")
-        left = self._total - self._before - rows
-        if rate > 0 and left > 0 and rows >= 8:
-            parts.append(f"{duration(left / rate)} left")
+    def _describe(self, snapshot: dict[str, Any]) -> tuple[str, str]:
+        """(details, time left) in words."""
+        workers, ready, totals = snapshot["workers"], snapshot["workers_ready"], snapshot["totals"]
+        if not ready:
+            return (f"{workers} workers starting" if workers else "waiting for workers"), ""
+        rows, now = totals.get("rows", 0), self._clock()
+        counters = (rows, totals.get("generated_tokens", 0), totals.get("prompt_tokens", 0))
+        row_rate, tokens_out, tokens_in = self._pace.add(now, *counters)
+        parts = [f"{row_rate:,.1f} rows/s", f"{tokens_in:,.0f} tokens/s in, {tokens_out:,.0f} out"]
+        parts.append(f"{totals.get('failed_rows', 0):,} failed")
+        parts.append(f"{ready} worker{'s' * (ready != 1)}" if ready == workers else f"{ready} of {workers} workers")
+        if snapshot["capacity"]:
+            parts.append(f"engines {snapshot['running'] / snapshot['capacity']:.0%} full")
         if snapshot["deaths"]:
             parts.append(f"{snapshot['deaths']} workers replaced")
-        return "  ".join(parts)
+        left = self._left.update(now, rows, max(0, self._total - self._before - rows))
+        return "  ".join(parts), f"{coarse(left)} left" if left else ""
+
+
+def coarse(seconds: float) -> str:
+    """A time left, to no more digits than it deserves: 40 s, 3 min 20 s, 25 min, 5 h 10 min."""
+    step = 1 if seconds < 20 else 5 if seconds < 60 else 10 if seconds < 600 else 60 if seconds < 7200 else 600
+    seconds = max(1, round(seconds / step) * step)
+    if seconds < 600:
+        return duration(seconds).removesuffix(" 0 s")
+    return f"{seconds // 60} min" if seconds < 3600 else duration(seconds).removesuffix(" 0 min")
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from hfray import records
 from hfray.engines.loop import Completion, EngineDiedError, EngineLoop, Prompt
 from hfray.engines.params import RequestError
 from hfray.monitor import FATAL_DEATHS, GROUP_SIZES
+from hfray.workermetrics import WorkerMetrics
 
 HEARTBEAT_SECONDS = 1.0
 
@@ -163,8 +164,10 @@ class BatchWorker:
 
     def _heartbeat(self, step_timeout: float) -> None:
         loop = self._worker.loop
+        metrics = WorkerMetrics(self._worker.settings.model.source)
         while True:
             time.sleep(HEARTBEAT_SECONDS)
+            metrics.update(loop.stats)
             self._monitor.report.remote(self._name, loop.stats)
             if loop.stalled_for() > step_timeout:
                 _exit(EngineDiedError(f"no step for {step_timeout:.0f} s (workers.step_timeout)"))
