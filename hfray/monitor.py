@@ -27,6 +27,7 @@ class WorkerState:
     start_seconds: float = 0.0
     deaths: int = 0
     failed_starts: int = 0
+    failure: str | None = None
     in_flight: dict[str, list[str]] = field(default_factory=dict)
     alone: list[str] = field(default_factory=list)
     finished_rows: int = 0
@@ -59,6 +60,10 @@ class Monitor:
         state.ready, state.start_seconds, state.failed_starts = True, seconds, 0
         state.stats.capacity = capacity
         self._timeline.setdefault("engine_ready", time.time())
+
+    def failed(self, worker: str, reason: str) -> None:
+        """A worker cannot load its engine."""
+        self._workers[worker].failure = reason
 
     def begin(self, worker: str, block: str, row_ids: list[str]) -> dict[str, int]:
         """A worker takes rows in; returns how many deaths each suspect among them has been at."""
@@ -100,7 +105,7 @@ class Monitor:
             "workers_ready": len(now),
             "deaths": sum(state.deaths for state in workers),
             "timeline": dict(self._timeline),
-            "cannot_start": next((w.node for w in workers if w.failed_starts >= MAX_FAILED_STARTS), None),
+            "cannot_start": next((w.failure for w in workers if w.failure), None),
             "per_worker": {
                 name: {"node": s.node, "rows": s.base.rows + s.stats.rows, "deaths": s.deaths,
                        "generated_tokens": s.base.generated_tokens + s.stats.generated_tokens,
@@ -112,6 +117,11 @@ class Monitor:
     def _bury(self, state: WorkerState) -> None:
         state.deaths += 1
         state.failed_starts += not state.ready
+        if state.failed_starts >= MAX_FAILED_STARTS:
+            state.failure = (
+                f"a worker's process ended while it loaded the model, {state.failed_starts} times in a row "
+                f"(node {state.node}). Its memory may be too small for the model; see Ray's logs of that node"
+            )
         blamed = state.alone or [row_id for rows in state.in_flight.values() for row_id in rows]
         self._suspects.update(blamed)
         gone = state.stats

@@ -115,15 +115,22 @@ class BatchWorker:
         self._name = ray.get_runtime_context().get_actor_id()
         node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
         ray.get(monitor.starting.remote(self._name, node, os.getpid()))
-        self._worker = Worker(settings, folder, threads, on_death=_exit)
-        self._columns = self._worker.prompts.variables
         self._gate = _Gate()
+        self._worker: Worker | None = None
+        try:
+            self._worker = Worker(settings, folder, threads, on_death=_exit)
+        except Exception as error:  # raising here would have Ray print its own tracebacks beside the one clear message
+            ray.get(monitor.failed.remote(self._name, f"a worker cannot start: {type(error).__name__}: {error}"))
+            return
+        self._columns = self._worker.prompts.variables
         loop = self._worker.loop
         ray.get(monitor.ready.remote(self._name, time.monotonic() - started, loop.engine.capacity))
         threading.Thread(target=self._heartbeat, args=(settings.workers.step_timeout,), daemon=True).start()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """The output rows of a block, in its order."""
+        if self._worker is None:
+            await asyncio.sleep(3600)  # the monitor knows, and the driver is about to end the run
         row_ids = block["row_id"].to_pylist()
         key = row_ids[0]
         deaths = await self._monitor.begin.remote(self._name, key, row_ids)
