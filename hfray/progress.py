@@ -16,7 +16,7 @@ from rich.text import Text
 
 LOG_SECONDS, LOG_SECONDS_LATER = 10.0, 60.0  # between plain lines: at first, and once a run has gone on for long
 RATE_WINDOW = 60.0  # seconds over which the rates shown are taken
-MIN_ROWS = 8  # finished, before a time is named
+MIN_ROWS, MIN_SECONDS = 8, 10.0  # finished and gone by, before a time is named
 
 
 class Pace:
@@ -51,19 +51,22 @@ class TimeLeft:
 
     def __init__(self) -> None:
         self._pace = Pace(RATE_WINDOW, share=0.5)
+        self._started: float | None = None
         self._end: float | None = None
         self._seen = 0.0
 
     def update(self, now: float, rows: int, remaining: int) -> float | None:
         """Take in the rows done by now; returns the seconds left, or None while that cannot be told."""
         (rate,) = self._pace.add(now, rows)
-        if rate <= 0 or rows < MIN_ROWS:
+        self._started = now if self._started is None else self._started
+        elapsed = now - self._started
+        if rate <= 0 or rows < MIN_ROWS or elapsed < MIN_SECONDS:
             return None
         end = now + remaining / rate
         if self._end is None:
             self._end = end
-        else:  # the nearer the end, the faster it follows
-            slowness = max(5.0, (self._end - now) / 10)
+        else:  # it follows faster while little is known, and near the end
+            slowness = max(5.0, min(elapsed / 4, (self._end - now) / 10))
             self._end += (end - self._end) * (1 - math.exp((self._seen - now) / slowness))
         self._seen = now
         return max(0.0, self._end - now) if remaining else 0.0
@@ -134,17 +137,29 @@ class RunProgress:
         if not ready:
             return (f"{workers} workers starting" if workers else "waiting for workers"), ""
         rows, now = totals.get("rows", 0), self._clock()
-        counters = (rows, totals.get("generated_tokens", 0), totals.get("prompt_tokens", 0))
-        row_rate, tokens_out, tokens_in = self._pace.add(now, *counters)
-        parts = [f"{row_rate:,.1f} rows/s", f"{tokens_in:,.0f} tokens/s in, {tokens_out:,.0f} out"]
-        parts.append(f"{totals.get('failed_rows', 0):,} failed")
-        parts.append(f"{ready} worker{'s' * (ready != 1)}" if ready == workers else f"{ready} of {workers} workers")
-        if snapshot["capacity"]:
-            parts.append(f"engines {snapshot['running'] / snapshot['capacity']:.0%} full")
+        rates = self._pace.add(now, rows, totals.get("prompt_tokens", 0), totals.get("generated_tokens", 0))
+        parts = [pace_words(*rates), f"{totals.get('failed_rows', 0):,} failed"]
+        parts.append(engine_words(ready, workers, snapshot["running"], snapshot["capacity"]))
         if snapshot["deaths"]:
             parts.append(f"{snapshot['deaths']} workers replaced")
         left = self._left.update(now, rows, max(0, self._total - self._before - rows))
         return "  ".join(parts), f"{coarse(left)} left" if left else ""
+
+
+def pace_words(rows: float, prompt_tokens: float, generated_tokens: float) -> str:
+    """Rates per second in words."""
+    return f"{rows:,.1f} rows/s  {prompt_tokens:,.0f} tokens/s in, {generated_tokens:,.0f} out"
+
+
+def engine_words(ready: int, workers: int, running: int, capacity: int) -> str:
+    """How many workers are at work, and how full their engines are, in words."""
+    words = f"{ready} worker{'s' * (ready != 1)}" if ready == workers else f"{ready} of {workers} workers"
+    return f"{words}  engines {occupancy(running, capacity):.0%} full" if capacity else words
+
+
+def occupancy(running: int, capacity: int) -> float:
+    """Share of the engines' capacity in use; OpenVINO reads prompts of more rows in a step than it then runs."""
+    return min(1.0, running / capacity) if capacity else 0.0
 
 
 def coarse(seconds: float) -> str:

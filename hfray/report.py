@@ -16,7 +16,7 @@ from typing import Any
 
 from hfray.contents import Contents, read_contents
 from hfray.outputs import OutputFolder
-from hfray.progress import duration
+from hfray.progress import duration, occupancy
 from hfray.runs import SAMPLE_FIELDS, STOPPED, read_runs
 
 PAGE = "report.html"
@@ -254,8 +254,7 @@ def course(runs: list[Run]) -> tuple[list[float], dict[str, list[float]], list[f
             times.append(offset + now[0] - points[0][0])
             for name in ("rows", "prompt_tokens", "generated_tokens"):  # a death takes unfinished rows back
                 values[name].append(max(0.0, now[columns[name]] - before[columns[name]]) / seconds)
-            capacity = now[columns["capacity"]]
-            values["occupancy"].append(100 * now[columns["running"]] / capacity if capacity else 0.0)
+            values["occupancy"].append(100 * occupancy(now[columns["running"]], now[columns["capacity"]]))
             values["workers_ready"].append(now[columns["workers_ready"]])
         offset += points[-1][0] - points[0][0]
     return times, values, breaks

@@ -17,11 +17,13 @@ UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130
 
 def settings_of(root: str, doc: str, argv: list[str] | None = None) -> dict[str, Any]:
     """Composed settings from the command line; `--cfg` prints them and ends."""
+    keys = config_folder() / f"{root}.yaml"
     presets = ", ".join(sorted(path.stem for path in (config_folder() / "conf").glob("*.yaml")))
+    presets = f"Presets (conf=...): {presets}. " if "- conf:" in keys.read_text() else ""
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{root}",
         description=doc,
-        epilog=f"Presets (conf=...): {presets}. All keys, each with a comment: {config_folder()}/{root}.yaml",
+        epilog=f"{presets}All keys, each with a comment: {keys}",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="Hydra overrides: conf=PRESET, group=choice, key=value"

@@ -1,0 +1,20 @@
+"""How far a run is, from its output folder alone: from another terminal, or from another machine.
+
+python -m jobs.status output.path=answers
+"""
+
+from __future__ import annotations
+
+from hfray.config import build
+from hfray.status import StatusSettings, describe, read_status
+from jobs.command import run, settings_of
+
+
+def main() -> int:
+    settings = build(StatusSettings, settings_of("status", __doc__))
+    print("\n".join(describe(read_status(settings.output.path))))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
