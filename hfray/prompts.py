@@ -57,12 +57,23 @@ class RecordPrompt:
             if text_only and not self._settings.chat:
                 return Prompt(value.text)
             if isinstance(messages, list):
-                return self._chat([{"role": ROLES.get(m.type, m.type), "content": str(m.content)} for m in messages])
+                return self._of_messages(messages)
             raise RequestError(f"prompt.target gave a {type(value).__name__}, and not a prompt")
         if not self._settings.chat:
             return Prompt(value)
         system = [{"role": "system", "content": self._settings.system}] if self._settings.system else []
         return self._chat([*system, {"role": "user", "content": value}])
+
+    def _of_messages(self, messages: list[Any]) -> Prompt:
+        """Through the model's chat template; where it has none, as LangChain writes messages for an LLM."""
+        try:
+            return self._chat([{"role": ROLES.get(m.type, m.type), "content": str(m.content)} for m in messages])
+        except ValueError:
+            if self._settings.chat:
+                raise
+        from langchain_core.messages import get_buffer_string
+
+        return Prompt(get_buffer_string(messages))
 
     def _chat(self, messages: list[dict[str, str]]) -> Prompt:
         return Prompt(self._tokenizer.chat(messages), special_tokens_in_text=True)

@@ -1,0 +1,257 @@
+"""A model with a task and its settings, as transformers' `pipeline` is, over the engine loop that batches its calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import random
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hfray.engines.base import Engine, EngineDiedError, GenerationParams, RequestError
+from hfray.engines.load import SEQ2SEQ, load_engine
+from hfray.engines.loop import Completion, EngineLoop, Prompt
+from hfray.localsettings import (
+    FORMAT,
+    TASKS,
+    causal_defaults,
+    ending_at,
+    generation_params,
+    pipeline_settings,
+    positions,
+    seq2seq_defaults,
+)
+
+if TYPE_CHECKING:
+    from hfray.config import EngineSettings
+
+TIDY = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")]
+TIDY += [(f" '{end}", f"'{end}") for end in ("m", "s", "ve", "re")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """The settings of one call: how to generate, and how the text is put together."""
+
+    params: GenerationParams
+    full_text: bool
+    clean_up: bool
+    add_special_tokens: bool
+    sample: int
+
+    def prompt(self, text: str) -> Prompt:
+        """The prompt for the engine loop."""
+        return Prompt(text, special_tokens_in_text=not self.add_special_tokens)
+
+    def text(self, prompt: str, completion: Completion) -> str:
+        """What the caller gets: the completion, after its prompt where that is asked for."""
+        new = completion.text or ""
+        if self.clean_up:  # over the whole, as transformers does: " ." at the seam counts too
+            new = tidy(prompt + new)[len(tidy(prompt)) :]
+        return prompt + new if self.full_text else new
+
+
+class LocalPipeline:
+    """An engine loop, a task, and the settings that calls start from. Safe to share between threads and event loops.
+
+    Args:
+        defaults: settings of the model or of transformers, which give way to
+        given: the user's; names of transformers' GenerationConfig, and `FORMAT`'s.
+
+    Raises:
+        ValueError: a setting is unknown or cannot be done; the message names it.
+    """
+
+    def __init__(self, engine: Engine, task: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        self.task, self.tokenizer = task, engine.tokenizer
+        self.model = getattr(engine, "model", None)
+        self._defaults, self._given = dict(defaults), dict(given)
+        self._end_ids: set[int] = getattr(engine, "_end_ids", set())
+        self.call()  # a wrong setting is told here, not at the first prompt
+        self.loop = EngineLoop(engine)
+        self.close = weakref.finalize(self, self.loop.close)
+
+    @classmethod
+    def load(cls, settings: EngineSettings, given: Mapping[str, Any]) -> LocalPipeline:
+        """Load the settings' engine. Raises ValueError."""
+        from hfray.models import prepare
+
+        folder = prepare(settings)
+        engine = load_engine(settings, folder=folder)
+        if settings.task in SEQ2SEQ:
+            return cls(engine, settings.task, seq2seq_defaults(engine), given)
+        return cls(engine, settings.task, causal_defaults(folder), given)
+
+    @classmethod
+    def around(cls, pipe: Any, given: Mapping[str, Any]) -> LocalPipeline:
+        """Drive the model of a transformers pipeline, with the pipeline's settings. Raises ValueError."""
+        from hfray.engines.transformers import TransformersEngine, TransformersTokenizer
+
+        if pipe.task not in TASKS:
+            raise ValueError(f"Got invalid task {pipe.task}, currently only {TASKS} are supported")
+        if type(pipe.model).__module__.startswith("optimum."):
+            raise ValueError(
+                f"pipeline.model is a {type(pipe.model).__name__}: an OpenVINO model cannot be taken out of its "
+                "pipeline. Use HuggingFacePipeline.from_model_id(folder, backend='openvino')."
+            )
+        if pipe.model.config.is_encoder_decoder:
+            from hfray.engines.seq2seq import Seq2SeqEngine
+
+            engine = Seq2SeqEngine(pipe.model, pipe.tokenizer, task=pipe.task, context=None)
+            return cls(engine, pipe.task, seq2seq_defaults(engine), given)
+        defaults, own = pipeline_settings(pipe)
+        with ending_at(pipe.model, own.pop("eos_token_id", None)):
+            tokenizer = TransformersTokenizer(pipe.tokenizer)
+            engine = TransformersEngine(pipe.model, tokenizer, context=positions(pipe.model.config))
+        return cls(engine, pipe.task, defaults, {**own, **given})
+
+    def __deepcopy__(self, memo: dict) -> LocalPipeline:
+        return self  # copies of a LangChain object share the engine
+
+    # --- settings ----------------------------------------------------------------------------------------------
+
+    def call(self, given: Mapping[str, Any] | None = None, stop: Sequence[str] | None = None) -> Call:
+        """The settings of one call: the pipeline's, under what is given now. Raises ValueError."""
+        given = {k: v for k, v in {**self._given, **(given or {})}.items() if v is not None}
+        values = {**self._defaults, **given}
+        if "max_length" in given and "max_new_tokens" not in given:
+            values.pop("max_new_tokens", None)  # a default must not beat what was asked for
+        causal = self.task not in SEQ2SEQ
+        full_text, clean_up, special = (values.pop(name, None) for name in FORMAT)
+        others = set(_listed(values.pop("eos_token_id", None))) - self._end_ids
+        if others:
+            raise ValueError(f"eos_token_id={sorted(others)}: does not end this model's texts. Use stop=[...].")
+        params = generation_params(values, causal).with_stop(stop)
+        return Call(
+            params=params,
+            full_text=causal if full_text is None else bool(full_text),
+            clean_up=causal if clean_up is None else bool(clean_up),
+            add_special_tokens=True if special is None else bool(special),
+            # Without a seed every call draws anew, from Python's random: transformers.set_seed makes it repeatable.
+            sample=0 if "seed" in values or not params.sampling else random.getrandbits(31),
+        )
+
+    # --- calls -------------------------------------------------------------------------------------------------
+
+    def complete(self, prompts: Sequence[str], call: Call) -> list[Completion]:
+        """Complete prompts together; in their order. Raises RequestError at the first that fails, EngineDiedError."""
+        answers = _Answers(self.loop, prompts, call)
+        try:
+            answers.submit()
+            wait(answers.futures, return_when=FIRST_EXCEPTION)
+            failed = [f for f in answers.futures if f.done() and f.exception()]
+            return [future.result() for future in failed or answers.futures]
+        finally:
+            answers.leave()
+
+    async def acomplete(self, prompts: Sequence[str], call: Call) -> list[Completion]:
+        """As `complete`; a caller that is cancelled cancels its prompts."""
+        answers = _Answers(self.loop, prompts, call)
+        try:
+            await asyncio.to_thread(answers.submit)  # tokenizing takes long enough to hold up an event loop
+            return list(await asyncio.gather(*map(asyncio.wrap_future, answers.futures)))
+        finally:
+            answers.leave()
+
+    def stream(self, prompt: str, call: Call) -> Iterator[str | Completion]:
+        """Pieces of text as they come, and at last the Completion; whoever leaves early frees the engine."""
+        pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        request_id = self.loop.submit(call.prompt(prompt), call.params, pieces.put, pieces.put, call.sample)
+        try:
+            while True:
+                piece = _checked(pieces.get())
+                yield piece
+                if isinstance(piece, Completion):
+                    return
+        finally:
+            self._cancel(request_id)
+
+    async def astream(self, prompt: str, call: Call) -> AsyncIterator[str | Completion]:
+        """As `stream`."""
+        pieces: asyncio.Queue[Any] = asyncio.Queue()
+        here = asyncio.get_running_loop()
+
+        def put(piece: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the consumer's event loop is closed: nobody waits
+                here.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        request_id = self.loop.submit(call.prompt(prompt), call.params, put, put, call.sample)
+        try:
+            while True:
+                piece = _checked(await pieces.get())
+                yield piece
+                if isinstance(piece, Completion):
+                    return
+        finally:
+            self._cancel(request_id)
+
+    def _cancel(self, request_id: int | None) -> None:
+        if request_id is not None:
+            self.loop.cancel(request_id)
+
+
+class _Answers:
+    """The completions of one call's prompts, as futures."""
+
+    def __init__(self, loop: EngineLoop, prompts: Sequence[str], call: Call) -> None:
+        self.futures: list[Future[Completion]] = [Future() for _ in prompts]
+        self._loop, self._prompts, self._call = loop, prompts, call
+        self._ids: list[int] = []
+        self._left = False
+
+    def submit(self) -> None:
+        """Send the prompts to the engine; stops when the caller has left meanwhile."""
+        for text, future in zip(self._prompts, self.futures, strict=True):
+            if self._left:
+                break
+            request_id = self._loop.submit(
+                self._call.prompt(text),
+                self._call.params,
+                lambda outcome, future=future: _settle(future, outcome),
+                sample=self._call.sample,
+            )
+            if request_id is not None:
+                self._ids.append(request_id)
+        if self._left:
+            self.leave()
+
+    def leave(self) -> None:
+        """Cancel what is not finished."""
+        self._left = True
+        if not all(future.done() for future in self.futures):
+            for future in self.futures:
+                future.cancel()
+            for request_id in list(self._ids):
+                self._loop.cancel(request_id)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def tidy(text: str) -> str:
+    """Without the spaces that tokenizers leave before punctuation: transformers' `clean_up_tokenization`."""
+    for spaced, closed in TIDY:
+        text = text.replace(spaced, closed)
+    return text
+
+
+def _checked(outcome: Any) -> Any:
+    if isinstance(outcome, EngineDiedError):
+        raise outcome
+    if isinstance(outcome, Completion) and outcome.error is not None:
+        raise RequestError(outcome.error)
+    return outcome
+
+
+def _settle(future: Future[Completion], outcome: Completion | EngineDiedError) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(_checked(outcome))
+    except (EngineDiedError, RequestError) as error:
+        future.set_exception(error)

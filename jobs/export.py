@@ -1,0 +1,24 @@
+"""A Hugging Face model into an OpenVINO IR folder, and a sentence out of it to see that it works.
+
+python -m jobs.export output.path=FOLDER [conf=PRESET] [backend.weight_format=fp32|fp16|int8|int4] [key=value ...]
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from hfray.config import build
+from jobs.command import run, settings_of
+
+
+def main() -> int:
+    values = settings_of("export", __doc__)
+    from hfray.export import ExportSettings, run_export
+
+    report = run_export(build(ExportSettings, values), Console(stderr=True))
+    print(report)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
