@@ -30,7 +30,7 @@ from hfray.session import Session
 from hfray.streams import died, dump, stream_chat, stream_record, stream_text
 
 PAGE = Path(__file__).parent / "static" / "index.html"
-PAGE_POLICY = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+PAGE_POLICY = "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STREAM = "text/event-stream"
 
 
