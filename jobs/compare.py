@@ -1,0 +1,54 @@
+"""Two output folders of the same input, side by side, as a page: fp32 against int8, one prompt against another.
+
+python -m jobs.compare FIRST SECOND [output.path=compare.html]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hfray.compare import CompareSettings, Comparison, compare, page
+from hfray.config import SettingsError, build
+from jobs.command import run, settings_of
+
+
+def main() -> int:
+    settings = build(CompareSettings, settings_of("compare", __doc__, _named(sys.argv[1:])))
+    result = compare(settings)
+    path = Path(settings.output.path).expanduser()
+    try:
+        path.write_text(page(settings, result), encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"output.path={path}: cannot be written ({error}). Name another file.") from error
+    print("\n".join(_lines(result)))
+    print(f"page: {path}")
+    return 0
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """The two folders as the keys that they are."""
+    names, named = iter(("first", "second")), []
+    for argument in arguments:
+        key = None if "=" in argument or argument.startswith("-") else next(names, None)
+        quoted = argument.replace("\\", "\\\\").replace("'", "\\'")
+        named.append(argument if key is None else f"{key}='{quoted}'")
+    return named
+
+
+def _lines(result: Comparison) -> list[str]:
+    share = f"{result.same / result.answered:.1%}" if result.answered else "–"
+    lines = [f"{result.same:,} of {result.answered:,} answers are equal ({share})"]
+    if result.only_first or result.only_second:
+        lines.append(f"rows in the first only: {result.only_first:,}; in the second only: {result.only_second:,}")
+    if result.failed_first or result.failed_second or result.failed_both:
+        failed = f"{result.failed_first:,}; in the second only: {result.failed_second:,}"
+        lines.append(f"rows that failed in the first only: {failed}; in both: {result.failed_both:,}")
+    for name, side in zip(("first", "second"), result.sides, strict=True):
+        speed = f", {side.speed[0]:,.1f} rows/s, {side.speed[1]:,.0f} tokens/s" if side.speed else ""
+        lines.append(f"{name}: {side.lengths.mean:,.1f} tokens a row{speed}")
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)
