@@ -1,0 +1,140 @@
+"""`ray job submit`, end to end on this machine: a head of its own with token authentication, the demo job, its answers.
+
+    python examples/submit_demo.py [--installed] [key=value ...]
+
+Against a cluster of your own you need only the middle part: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)
+and `ray job submit --address http://HEAD:8265 --working-dir . -- python -m jobs.batch ...` with absolute paths or URLs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAD_SECONDS = 120.0  # to wait for the head
+STOP_SECONDS = 15.0  # to let it end by itself
+# Beside the checkout's code nothing need travel; .gitignore is honoured too.
+EXCLUDES = [".git", ".venv", "outputs", "tests", "k8s", "*.parquet"]
+
+
+@contextlib.contextmanager
+def head(folder: Path, num_cpus: int | None = None) -> Iterator[dict[str, str]]:
+    """A Ray head on loopback alone, with a token; yields the environment that its clients need.
+
+    At the end all that it started is gone, and nothing else: `ray stop` would end every Ray of this machine.
+    """
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    gcs, dashboard, client, agent = free_ports(4)
+    command = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+    command += [f"--port={gcs}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    command += [f"--temp-dir={folder / 'ray'}", "--object-store-memory=200000000"]
+    command += [f"--num-cpus={num_cpus}"] if num_cpus else []
+    with open(folder / "head.log", "w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_for(process, address, token.read_text(), folder / "head.log")
+        yield environment | {"RAY_API_SERVER_ADDRESS": address, "RAY_ADDRESS": address}
+    finally:
+        end(process)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def wait_for(process: subprocess.Popen, address: str, token: str, log: Path) -> None:
+    """Wait until the head takes jobs. Raises RuntimeError with its last words."""
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+    deadline = time.monotonic() + HEAD_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=5):  # noqa: S310
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"the head did not start: {log.read_text()[-2000:]}")
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and all that descend from it, by their ids."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        for member in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(alive, timeout=STOP_SECONDS)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=STOP_SECONDS)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def submit(environment: dict[str, str], *overrides: str, installed: bool = False, options: tuple = ()) -> int:
+    """Submit a batch job and follow it; returns the exit code of `ray job submit`: 0, or 1 if the job failed.
+
+    Args:
+        installed: use the package that the cluster has, instead of sending this checkout along.
+    """
+    command = ["ray", "job", "submit", *options]
+    if not installed:
+        command += ["--working-dir", str(ROOT), "--runtime-env-json", json.dumps({"excludes": EXCLUDES})]
+    command += ["--", "python", "-m", "jobs.batch", *overrides]
+    return subprocess.run(command, env=environment, check=False, cwd=tempfile.gettempdir()).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--installed", action="store_true", help="use the installed hfray, send no working directory")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of jobs.batch")
+    arguments = parser.parse_args()
+    answers = ROOT / "outputs" / "submit-demo"
+    overrides = [f"input.path={ROOT / 'examples' / 'questions.jsonl'}", f"output.path={answers}", "input.limit=8"]
+    folder = Path(tempfile.mkdtemp(prefix="hfray-"))
+    try:
+        print("starting a Ray head with token authentication on 127.0.0.1", flush=True)
+        with head(folder) as environment:
+            code = submit(environment, *overrides, *arguments.overrides, installed=arguments.installed)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if code == 0:
+        import pyarrow.dataset as ds
+
+        print(ds.dataset(answers, format="parquet").to_table(columns=["row_id", "generated_text"]).to_pandas())
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
