@@ -54,7 +54,7 @@ def line_chart(
     axes.set_ylabel(unit)
     if len(series) > 1:
         place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98), "ncols": len(series)}
-        axes.legend(**place, frameon=False, labelcolor=TEXT, fontsize=9)
+        axes.legend(**place, frameon=False, labelcolor=TEXT, fontsize=10)
     return _svg(figure, label)
 
 
@@ -76,7 +76,7 @@ def histogram(bars: dict[str, tuple[np.ndarray, np.ndarray]], label: str, unit: 
     axes.set_ylim(0, None)
     axes.margins(x=0.01)
     if len(bars) > 1:
-        axes.legend(frameon=False, labelcolor=TEXT, fontsize=9)
+        axes.legend(frameon=False, labelcolor=TEXT, fontsize=10)
     return _svg(figure, label, titles)
 
 
@@ -85,7 +85,7 @@ def _figure(label: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    settings = {"font.size": 9, "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT}
+    settings = {"font.size": 10.5, "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT}
     with rc_context(settings):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()

@@ -227,7 +227,7 @@ def _look_closer(result: Comparison, chosen: np.ndarray, shown: np.ndarray) -> N
     texts_a, texts_b = (_texts(OutputFolder(side.path), chosen) for side in result.sides)
     result.partings = [parting(texts_a[key][1], texts_b[key][1]) for key in texts_a.keys() & texts_b.keys()]
     for row_hash in shown:
-        key = row_hash.tobytes()
+        key = row_hash.item()
         if key in texts_a and key in texts_b:
             (prompt, one, row_id), (other_prompt, other, _) = texts_a[key], texts_b[key]
             marked = mark(cut(one) or "", cut(other) or "")
@@ -236,7 +236,7 @@ def _look_closer(result: Comparison, chosen: np.ndarray, shown: np.ndarray) -> N
             result.pairs.append(pair | {"other_prompt": cut(other_prompt) if other_prompt != prompt else None})
 
 
-def _texts(output: OutputFolder, chosen: np.ndarray) -> dict[bytes, tuple[str, str, str]]:
+def _texts(output: OutputFolder, chosen: np.ndarray) -> dict[tuple[int, int], tuple[str, str, str]]:
     """(prompt, text, row id) by the id's hash."""
     found = {}
     for _, batch in _batches(output, ["row_id", "prompt", "generated_text"]):
@@ -244,7 +244,7 @@ def _texts(output: OutputFolder, chosen: np.ndarray) -> dict[bytes, tuple[str, s
         at = np.searchsorted(chosen, hashes).clip(max=len(chosen) - 1)
         rows = np.flatnonzero(chosen[at] == hashes)
         for i, row in zip(rows, batch.take(pa.array(rows)).to_pylist(), strict=True):
-            found[hashes[i].tobytes()] = (row["prompt"] or "", row["generated_text"] or "", row["row_id"])
+            found[hashes[i].item()] = (row["prompt"] or "", row["generated_text"] or "", row["row_id"])
     return found
 
 
