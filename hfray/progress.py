@@ -16,6 +16,7 @@ from rich.text import Text
 
 LOG_SECONDS, LOG_SECONDS_LATER = 10.0, 60.0  # between plain lines: at first, and once a run has gone on for long
 RATE_WINDOW = 60.0  # seconds over which the rates shown are taken
+SETTLED_SECONDS = 180.0  # ... and, at least, the rate that the time left is told by
 MIN_ROWS, MIN_SECONDS = 8, 10.0  # finished and gone by, before a time is named
 
 
@@ -47,29 +48,28 @@ class Pace:
 
 
 class TimeLeft:
-    """Seconds to the end, from a rate over half of the run, smoothed: it settles down instead of jumping."""
+    """Seconds to the end, from the rate over half of the run, smoothed: it settles down instead of jumping.
+
+    Rates are smoothed, and not times: a moment without a finished row would make the time left endless.
+    """
 
     def __init__(self) -> None:
-        self._pace = Pace(RATE_WINDOW, share=0.5)
+        self._pace = Pace(SETTLED_SECONDS, share=0.5)
         self._started: float | None = None
-        self._end: float | None = None
+        self._rate = 0.0
         self._seen = 0.0
 
     def update(self, now: float, rows: int, remaining: int) -> float | None:
         """Take in the rows done by now; returns the seconds left, or None while that cannot be told."""
         (rate,) = self._pace.add(now, rows)
         self._started = now if self._started is None else self._started
-        elapsed = now - self._started
+        elapsed, since = now - self._started, now - self._seen
         if rate <= 0 or rows < MIN_ROWS or elapsed < MIN_SECONDS:
             return None
-        end = now + remaining / rate
-        if self._end is None:
-            self._end = end
-        else:  # it follows faster while little is known, and near the end
-            slowness = max(5.0, min(elapsed / 4, (self._end - now) / 10))
-            self._end += (end - self._end) * (1 - math.exp((self._seen - now) / slowness))
+        weight = 1 - math.exp(-since / max(5.0, elapsed / 10)) if self._rate else 1.0
+        self._rate += (rate - self._rate) * weight
         self._seen = now
-        return max(0.0, self._end - now) if remaining else 0.0
+        return remaining / self._rate
 
 
 class RunProgress:
