@@ -222,11 +222,12 @@ class _Answers:
     def leave(self) -> None:
         """Cancel what is not finished."""
         self._left = True
-        if not all(future.done() for future in self.futures):
-            for future in self.futures:
-                future.cancel()
-            for request_id in list(self._ids):
-                self._loop.cancel(request_id)
+        if all(future.done() and not future.cancelled() for future in self.futures):
+            return
+        for future in self.futures:
+            future.cancel()
+        for request_id in list(self._ids):
+            self._loop.cancel(request_id)
 
 
 def _listed(value: Any) -> list[Any]:
