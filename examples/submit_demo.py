@@ -2,8 +2,9 @@
 
     python examples/submit_demo.py [--installed] [key=value ...]
 
-Against a cluster of your own you need only the middle part: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)
-and `ray job submit --address http://HEAD:8265 --working-dir . -- python -m jobs.batch ...` with absolute paths or URLs.
+Against a cluster of your own you need only the middle part: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or
+RAY_AUTH_TOKEN) in the environment, and `ray job submit --address http://HEAD:8265 --working-dir . -- python -m
+jobs.batch ...` with absolute paths or URLs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 HEAD_SECONDS = 120.0  # to wait for the head
 STOP_SECONDS = 15.0  # to let it end by itself
-# Beside the checkout's code nothing need travel; .gitignore is honoured too.
+# What the job does not need stays here; .gitignore is honoured too.
 EXCLUDES = [".git", ".venv", "outputs", "tests", "k8s", "*.parquet"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -160,6 +161,53 @@ def questions(tmp_path) -> Path:
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps({"question": q, "n": i}) + "\n" for i, q in enumerate(QUESTIONS)))
     return path
+
+
+S3_SECRET = "wJalrXUtnFEMIverysecret"
+
+
+@pytest.fixture(scope="session")
+def s3_environment():
+    """A server on loopback that speaks S3; yields the environment variables that lead to it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "AKIATEST",
+        "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_query(s3_environment) -> str:
+    """The same server, as a URL's query names it."""
+    return f"?endpoint_override={s3_environment['AWS_ENDPOINT_URL'].removeprefix('http://')}&scheme=http"
+
+
+@pytest.fixture(scope="session")
+def s3(s3_environment):
+    """A client of that server, with an empty `bucket`."""
+    client = pytest.importorskip("boto3").client(
+        "s3",
+        endpoint_url=s3_environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=s3_environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=S3_SECRET,
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket="bucket")
+    return client
+
+
+@pytest.fixture(scope="session")
+def s3_model(s3, tiny_gpt2_ir) -> str:
+    """The tiny GPT-2's IR folder in that bucket."""
+    for path in tiny_gpt2_ir.iterdir():
+        s3.upload_file(str(path), "bucket", f"models/gpt2-ir/{path.name}")
+    return "s3://bucket/models/gpt2-ir"
 
 
 def run_job(

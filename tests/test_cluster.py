@@ -1,0 +1,134 @@
+"""Clusters of three nodes on this machine: spread work, model caches, nodes that come and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+from tests.conftest import run_job
+
+NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
+# One worker on each node: every node has one slot, and every worker takes one.
+ONE_EACH = ["workers.cpus=2", "workers.resources.slot=1"]
+# About 25 rows a second from one worker, written often.
+SLOW = ["conf=fake", "backend.step_seconds=0.05", "backend.tokens_per_step=4", "backend.batch_size=16"]
+SLOW += ["output.flush_seconds=1", "workers.rows_per_block=16"]
+ROWS = 500
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory) -> list[Path]:
+    """Model caches of three nodes: two share one, the third has its own."""
+    shared, own = tmp_path_factory.mktemp("shared-cache"), tmp_path_factory.mktemp("own-cache")
+    return [shared, shared, own]
+
+
+@pytest.fixture(scope="module")
+def cluster(caches, s3_environment):
+    """A head that takes no work, and three nodes."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "include_dashboard": False})
+    found.started = [
+        found.add_node(resources={"slot": 1}, env_vars={"HFRAY_CACHE": str(cache)} | s3_environment, **NODE)
+        for cache in caches
+    ]
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    path = tmp_path / "table.jsonl"
+    path.write_text("".join(json.dumps({"question": f"Number {i}?"}) + "\n" for i in range(ROWS)))
+    return path
+
+
+def environment(cluster, **more: str) -> dict[str, str]:
+    return os.environ | {"RAY_ADDRESS": cluster.address} | more
+
+
+def start_job(cluster, *overrides: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jobs.batch", *map(str, overrides)]
+    return subprocess.Popen(
+        command, env=environment(cluster), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # fmt: skip
+
+
+def rows_written(folder: Path) -> int:
+    try:
+        return ds.dataset(folder, format="parquet").count_rows()
+    except (FileNotFoundError, OSError):
+        return 0
+
+
+def wait_for_rows(folder: Path, job: subprocess.Popen, rows: int) -> None:
+    deadline = time.monotonic() + 120
+    while rows_written(folder) < rows:
+        assert job.poll() is None, job.stdout.read()
+        assert time.monotonic() < deadline, "no rows were written"
+        time.sleep(0.2)
+
+
+def check_answers(folder: Path, rows: int) -> dict:
+    """Each row once; returns the workers by name."""
+    ids = ds.dataset(folder, format="parquet").to_table(columns=["row_id"])["row_id"].to_pylist()
+    assert len(ids) == rows
+    assert len(set(ids)) == rows
+    return json.loads((folder / "_hfray" / "summary.json").read_text())["engine"]["workers"]
+
+
+def makings(cache: Path) -> list[str]:
+    return [line for log in cache.rglob("*.made") for line in log.read_text().splitlines()]
+
+
+def test_work_spreads_and_each_cache_is_filled_once(cluster, caches, s3_model, s3_environment, questions, tmp_path):
+    out = tmp_path / "out"
+    done = run_job(
+        "conf=local_openvino",
+        f"model.source={s3_model}",
+        f"input.path={questions}",
+        f"output.path={out}",
+        "generation.max_new_tokens=4",
+        "workers.size=6",
+        "workers.cpus=1",
+        "workers.resources.slot=0.5",
+        "workers.rows_per_block=1",
+        env=environment(cluster, **s3_environment),
+    )
+    assert done.returncode == 0, done.stderr
+    workers = check_answers(out, 8)
+    assert len(workers) == 6
+    assert len({worker["node"] for worker in workers.values()}) == 3
+    assert len(makings(caches[0])) == 1  # for the four workers of two nodes
+    assert len(makings(caches[2])) == 1  # a node that does not see that cache made its own, once for two workers
+
+
+def test_a_lost_node_costs_no_row(cluster, table, tmp_path):
+    out = tmp_path / "out"
+    job = start_job(cluster, *SLOW, *ONE_EACH, f"input.path={table}", f"output.path={out}", "workers.size=[1,3]")
+    wait_for_rows(out, job, 100)
+    cluster.remove_node(cluster.started.pop(), allow_graceful=False)
+    said = job.communicate(timeout=180)[0]
+    assert job.returncode == 0, said
+    check_answers(out, ROWS)
+
+
+def test_a_node_that_comes_is_used(cluster, table, tmp_path):
+    out = tmp_path / "out"
+    before = len(cluster.started)
+    job = start_job(cluster, *SLOW, *ONE_EACH, f"input.path={table}", f"output.path={out}", "workers.size=[1,3]")
+    wait_for_rows(out, job, 30)
+    cluster.started.append(cluster.add_node(resources={"slot": 1}, **NODE))
+    said = job.communicate(timeout=180)[0]
+    assert job.returncode == 0, said
+    workers = check_answers(out, ROWS)
+    busy = {worker["node"] for worker in workers.values() if worker["rows"]}
+    assert len(busy) == before + 1
