@@ -64,9 +64,9 @@ class Summary:
 
     @property
     def generating_seconds(self) -> float:
-        """From the first engine's being ready to the end."""
-        ready = self.timeline.get("engine_ready")
-        return max(0.0, self.timeline.get("end", 0.0) - ready) if ready is not None else 0.0
+        """From the first engine's being ready to the last row's being answered."""
+        ready, last = self.timeline.get("engine_ready"), self.timeline.get("last_row")
+        return 0.0 if ready is None or last is None else max(0.0, last - ready)
 
 
 def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:

@@ -89,6 +89,7 @@ class FakeBackend:
     fail_on: str | None = None
     die_on: str | None = None
     hang_on: str | None = None
+    answer_log: str | None = None
 
 
 Backend = OpenVINOBackend | TransformersBackend | FakeBackend

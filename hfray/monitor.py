@@ -79,6 +79,7 @@ class Monitor:
         state = self._workers[worker]
         row_ids = state.in_flight.pop(block, [])
         state.finished_rows += len(row_ids)
+        self._timeline["last_row"] = time.time()
         for row_id in row_ids if self._suspects else ():
             self._suspects.pop(row_id, None)
 

@@ -113,13 +113,18 @@ def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
     """The blocks' references as they come, and (None, 0) every so often while none does."""
     DataContext.get_current().enable_progress_bars = False
     arrived: queue.Queue[Any] = queue.Queue(maxsize=64)
-    bundles = answers.iter_internal_ref_bundles()
+    stopping = threading.Event()
+    executors: list[Any] = []
 
     def pump() -> None:
         try:
+            bundles = answers.iter_internal_ref_bundles()  # returns once the first workers are up
+            executors.append(bundles._executor)
             for bundle in bundles:
-                for entry in bundle.blocks:
+                for entry in () if stopping.is_set() else bundle.blocks:
                     arrived.put((entry.ref, entry.metadata.num_rows))
+                if stopping.is_set():
+                    break
             arrived.put(None)
         except BaseException as error:
             arrived.put(error)
@@ -139,7 +144,8 @@ def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
     finally:
         # A run that ends early must end its workers too; Ray Data does so by itself only once its iterator is garbage,
         # and the thread that waits for the next block keeps that from happening.
-        if (executor := getattr(bundles, "_executor", None)) is not None:
+        stopping.set()
+        for executor in executors:
             executor.shutdown(force=True)
 
 

@@ -37,8 +37,9 @@ class FakeEngine(Engine):
         context_length: in bytes of prompt and completion.
         tokens_per_step: bytes written per request and step.
         step_seconds: how long a step takes, whatever runs in it.
-        fail_on, die_on, hang_on: regular expressions over the prompt: such a row gets an error, ends the process
-            (after `die_after` steps), or hangs the step for good.
+        fail_on, die_on, hang_on: regular expressions over the prompt: such a row gets an error, ends the process,
+            or hangs the step for good.
+        answer_log: file to which a line is added for every row answered, to count work that is done twice.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class FakeEngine(Engine):
         fail_on: str | None = None,
         die_on: str | None = None,
         hang_on: str | None = None,
+        answer_log: str | None = None,
     ) -> None:
         self.tokenizer = FakeTokenizer()
         self.capacity = capacity
@@ -65,6 +67,7 @@ class FakeEngine(Engine):
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, bytes, int]] = {}
         self._num_running = 0
+        self._log = open(answer_log, "ab", buffering=0) if answer_log else None  # noqa: SIM115  as long as the engine
 
     def add(self, request: Request) -> None:
         self._waiting.append(request)
@@ -100,6 +103,8 @@ class FakeEngine(Engine):
         if until == len(text):
             output.finish_reason = "length" if len(text) >= request.max_new_tokens else "stop"
             del self._running[request.id]
+            if self._log:
+                self._log.write(b"answered\n")
         else:
             self._running[request.id] = (request, text, until)
         return output

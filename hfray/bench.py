@@ -1,0 +1,284 @@
+"""Measurements side by side: each contestant in a process of its own, in turn, for several rounds, on one prompt set."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from hfray.config import BatchSettings, SettingsError, to_plain
+
+PREFIX_WORDS = 800  # about a thousand tokens
+LONG_WORDS = 600
+RESULT = re.compile(r"^RESULT .*?out_tokens=(?P<tokens>\d+) t=(?P<seconds>[\d.]+)", re.MULTILINE)
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BenchOptions:
+    """What is measured."""
+
+    rounds: int = Field(default=3, ge=1)
+    case: str = "questions"
+    contestants: list[str] = Field(default_factory=lambda: ["genai", "engine", "job"])
+    peers: dict[str, list[str]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BenchSettings(BatchSettings):
+    """A batch job's settings, and what of it to measure."""
+
+    bench: BenchOptions
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One contestant's run. Rates leave start-up out; `first_row_seconds` is from the command."""
+
+    tokens: int
+    prompt_tokens: int = 0
+    seconds: float
+    startup_seconds: float | None = None
+    first_row_seconds: float | None = None
+    full_steps: float | None = None
+    wall_seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Generated tokens per second."""
+        return self.tokens / self.seconds
+
+
+def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
+    """Run every contestant `rounds` times in turn; returns medians, ratios, all runs, configuration and versions."""
+    from hfray.batch import versions
+    from hfray.models import fetch, prepare
+
+    folder = Path(settings.output.path).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    records = write_case(settings, folder / "records.jsonl")
+    model = {"ir" if settings.backend.name == "openvino" else "hf": str(prepare(settings))}
+    model.setdefault("hf", str(fetch(settings.model)))
+    names = [*settings.bench.contestants, *settings.bench.peers]
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    for number in range(settings.bench.rounds):
+        for name in names:
+            run = _run(name, settings, folder, records, model)
+            runs[name].append(run)
+            say(f"round {number + 1} {name}: {run.tokens} tokens in {run.seconds:.1f} s, {run.rate:.1f} tokens/s")
+    result = {
+        "case": settings.bench.case,
+        "rows": records,
+        "rounds": settings.bench.rounds,
+        "medians": {name: _median(name, runs, names[0]) for name in names},
+        "runs": {name: [asdict(run) for run in several] for name, several in runs.items()},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": versions(),
+        "settings": to_plain(settings),
+    }
+    (folder / f"bench-{settings.bench.case}.json").write_text(json.dumps(result, indent=2, default=str) + "\n")
+    return result
+
+
+def write_case(settings: BenchSettings, path: Path) -> int:
+    """Write the case's records (one column, `question`) as JSONL; returns how many."""
+    from hfray.inputs import scan
+
+    table = scan(settings.input)
+    rows = [row for piece in table.slices for block in table.read(piece, 4096) for row in block.to_pylist()]
+    questions = [row["question"] for row in rows if row.get("question")]
+    filler = " ".join(questions).split() * 20
+    case = settings.bench.case
+    if case == "prefix":
+        head = "Examples of questions: " + " ".join(filler[:PREFIX_WORDS])
+        questions = [f"{head}\n\n{question}" for question in questions]
+    elif case == "duplicates":
+        questions = [questions[i // 2] if i % 10 in (1, 4, 7) else q for i, q in enumerate(questions)]
+    elif case == "long":
+        questions = [" ".join(filler[i * 7 : i * 7 + LONG_WORDS]) + "\n\n" + q for i, q in enumerate(questions)]
+    elif case != "questions":
+        raise SettingsError(f"bench.case={case}: must be questions, prefix, duplicates or long.")
+    path.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions))
+    return len(questions)
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The medians as a Markdown table."""
+    head = "| contestant | tokens/s | ratio | first row, s | start to end, s | steps at least 80 % full |\n|---|---|---|---|---|---|"
+    lines = [
+        f"| {name} | {m['tokens_per_second']:.1f} | {m['ratio']:.2f} | {_or(m['first_row_seconds'], '.1f')} "
+        f"| {m['wall_seconds']:.1f} | {_or(m['full_steps'], '.0%')} |"
+        for name, m in result["medians"].items()
+    ]
+    return "\n".join([head, *lines])
+
+
+def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: dict[str, str]) -> Run:
+    started = time.monotonic()
+    if name in settings.bench.peers:
+        run = _run_peer(settings.bench.peers[name], folder, records, model)
+    elif name == "job":
+        run = _run_job(settings, folder)
+    else:
+        payload = {"settings": to_plain(settings), "records": str(folder / "records.jsonl"), "model": model}
+        run = Run(**json.loads(_output([sys.executable, "-m", "hfray.bench", name, json.dumps(payload, default=str)])))
+    run.wall_seconds = time.monotonic() - started
+    return run
+
+
+def _run_peer(command: list[str], folder: Path, records: int, model: dict[str, str]) -> Run:
+    names = {
+        "model": model.get("ir") or model["hf"],
+        "hf": model["hf"],
+        "prompts": folder / "records.jsonl",
+        "n": records,
+    }
+    text = _output([part.format(**names) for part in command])
+    found = RESULT.search(text)
+    if found is None:
+        raise RuntimeError(f"bench.peers: {shlex.join(command)} printed no RESULT line: {text[-500:]}")
+    return Run(tokens=int(found["tokens"]), seconds=float(found["seconds"]))
+
+
+def _run_job(settings: BenchSettings, folder: Path) -> Run:
+    """The whole job, as its users start it; its rate is from the engine's being ready to the last row."""
+    output = folder / "job"
+    plain = to_plain(settings)
+    config = {
+        key: plain[key] for key in ("model", "task", "backend", "device", "generation", "prompt", "workers", "errors")
+    }
+    config["input"] = {"path": str(folder / "records.jsonl")}
+    config["output"] = {"path": str(output), "overwrite": True}
+    code = (
+        "import json, sys, time; started = time.time(); from hfray.config import BatchSettings, build;"
+        "from hfray.batch import run_batch; run_batch(build(BatchSettings, json.loads(sys.argv[1])), started)"
+    )
+    _output([sys.executable, "-c", code, json.dumps(config, default=str)])
+    summary = json.loads((output / "_hfray" / "summary.json").read_text())
+    times, written = summary["timeline"], summary["written"]
+    return Run(
+        tokens=written["generated_tokens"],
+        prompt_tokens=written["prompt_tokens"],
+        seconds=times["last_row"] - times["engine_ready"],
+        startup_seconds=times["engine_ready"] - times["command"],
+        first_row_seconds=times["first_row"] - times["command"],
+        full_steps=summary["engine"]["share_of_full_steps"],
+    )
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)[:200]} failed: {done.stderr[-1500:]}")
+    return done.stdout
+
+
+def _median(name: str, runs: dict[str, list[Run]], baseline: str) -> dict[str, Any]:
+    """Medians of a contestant; the ratio is the median of the rounds' own, so that the machine's drift is out of it."""
+
+    def median(field: str) -> float | None:
+        values = [getattr(run, field) for run in runs[name] if getattr(run, field) is not None]
+        return statistics.median(values) if values else None
+
+    ratios = [mine.rate / theirs.rate for mine, theirs in zip(runs[name], runs[baseline], strict=True)]
+    fields = (
+        "tokens",
+        "prompt_tokens",
+        "seconds",
+        "startup_seconds",
+        "first_row_seconds",
+        "full_steps",
+        "wall_seconds",
+    )
+    return {field: median(field) for field in fields} | {
+        "tokens_per_second": median("rate"),
+        "ratio": statistics.median(ratios),
+    }
+
+
+def _or(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+# --- contestants, each in a process of its own -----------------------------------------------------------------
+
+
+def engine_alone(settings: BatchSettings, texts: list[str], model: dict[str, str]) -> Run:
+    """Our engine and its loop, without Ray."""
+    from hfray.engines.load import load_engine
+    from hfray.engines.loop import EngineLoop, Prompt
+
+    started = time.monotonic()
+    folder = Path(model["ir"] if settings.backend.name == "openvino" else model["hf"])
+    loop = EngineLoop(load_engine(settings, folder=folder))
+    ready = time.monotonic()
+    completions = loop.generate([Prompt(text) for text in texts], settings.params)
+    seconds, stats = time.monotonic() - ready, loop.stats
+    loop.close()
+    return Run(
+        tokens=sum(c.num_generated_tokens for c in completions),
+        prompt_tokens=sum(c.num_prompt_tokens for c in completions),
+        seconds=seconds,
+        startup_seconds=ready - started,
+        full_steps=stats.full_steps / max(1, stats.steps),
+    )
+
+
+def genai_directly(settings: BatchSettings, texts: list[str], model: dict[str, str]) -> Run:
+    """OpenVINO GenAI's own `generate` over all prompts, with the same properties and concurrency."""
+    import openvino_genai as genai
+
+    started = time.monotonic()
+    scheduler, backend = genai.SchedulerConfig(), settings.backend
+    scheduler.cache_size, scheduler.max_num_seqs = 4, backend.batch_size or 64
+    scheduler.max_num_batched_tokens = backend.batch_tokens
+    pipeline = genai.ContinuousBatchingPipeline(
+        model["ir"], scheduler, settings.device.name or "CPU", dict(backend.ov_config)
+    )
+    config = genai.GenerationConfig()
+    config.max_new_tokens, config.do_sample, config.apply_chat_template = settings.params.max_new_tokens, False, False
+    pipeline.generate(texts[:1], [config])
+    ready = time.monotonic()
+    results = pipeline.generate(texts, [config] * len(texts))
+    seconds = time.monotonic() - ready
+    tokenizer = pipeline.get_tokenizer()
+    tokens = sum(tokenizer.encode(result.m_generation_ids[0]).input_ids.shape[1] for result in results)
+    return Run(tokens=tokens, seconds=seconds, startup_seconds=ready - started)
+
+
+def _main(name: str, payload: str) -> None:
+    from hfray.config import EngineSettings, PromptSettings, build
+    from hfray.prompts import RecordPrompt
+
+    given = json.loads(payload)
+    plain = given["settings"]
+    settings = build(EngineSettings, {key: plain[key] for key in ("model", "task", "backend", "device", "generation")})
+    prompt = RecordPrompt(build(PromptSettings, plain["prompt"]))
+    with open(given["records"]) as file:
+        texts = [prompt.render(json.loads(line)).text for line in file]
+    contestant = {"engine": engine_alone, "genai": genai_directly}[name]
+    print(json.dumps(asdict(contestant(settings, texts, given["model"]))))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

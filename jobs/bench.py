@@ -1,0 +1,22 @@
+"""Measure the engine alone and the whole job, side by side on the same prompts, as a table and as JSON.
+
+python -m jobs.bench input.path=questions.jsonl input.limit=512 [conf=PRESET] [bench.case=prefix] [key=value ...]
+"""
+
+from __future__ import annotations
+
+from hfray.config import build
+from jobs.command import run, settings_of
+
+
+def main() -> int:
+    from hfray.bench import BenchSettings, format_table, run_bench
+
+    result = run_bench(build(BenchSettings, settings_of("bench", __doc__)))
+    print(format_table(result))
+    print(f"all runs, settings and versions: {result['settings']['output']['path']}/bench-{result['case']}.json")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
