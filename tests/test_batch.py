@@ -129,7 +129,11 @@ def test_other_settings_into_the_same_folder_are_refused_by_name(questions, tmp_
     before = (tmp_path / "out/_hfray/run.json").read_bytes()
     with pytest.raises(SettingsError) as caught:
         job(questions, tmp_path / "out", "prompt=chat", "generation.max_new_tokens=7")
-    for word in ("prompt.template was", "prompt.chat was False and is True", "generation.max_new_tokens was 128 and is 7"):
+    for word in (
+        "prompt.template was",
+        "prompt.chat was False and is True",
+        "generation.max_new_tokens was 128 and is 7",
+    ):
         assert word in str(caught.value)
     assert (tmp_path / "out/_hfray/run.json").read_bytes() == before
     same_text = ["workers.size=2", "output.rows_per_file=5", "backend.batch_size=3", "errors.max_fraction=0.5"]
@@ -243,7 +247,9 @@ def test_a_full_disk_fails_the_job_and_leaves_no_half_file(questions, tmp_path, 
     """The disk is full as the file system says it: ENOSPC from a write, on a file system of a few kilobytes."""
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("needs the right to mount a small file system")
     try:

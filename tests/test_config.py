@@ -97,7 +97,10 @@ def test_a_missing_must_is_named():
 
 def test_open_keys_take_what_their_library_takes():
     settings = batch_settings(
-        *IO, "backend.ov_config.MY_PROPERTY=7", "generation.repetition_penalty=1.1", "model.kwargs.low_cpu_mem_usage=true"
+        *IO,
+        "backend.ov_config.MY_PROPERTY=7",
+        "generation.repetition_penalty=1.1",
+        "model.kwargs.low_cpu_mem_usage=true",
     )
     assert settings.backend.ov_config["MY_PROPERTY"] == 7
     assert settings.params.repetition_penalty == 1.1

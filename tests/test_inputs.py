@@ -106,7 +106,7 @@ def test_folders_globs_and_lists(tmp_path):
 
 
 def test_slices_of_a_large_file_cover_it_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfray.inputs.SLICE_BYTES", 100)
+    monkeypatch.setattr("hfray.formats.SLICE_BYTES", 100)
     rows = [{"q": f"question {i} {'x' * (i % 50)}"} for i in range(100)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     table = scan(InputSettings(path=str(path)))
@@ -117,7 +117,9 @@ def test_slices_of_a_large_file_cover_it_once(tmp_path, monkeypatch):
 
 
 def test_limit_and_columns(tmp_path):
-    pq.write_table(pa.table({"a": range(10), "b": range(10), "error_code": range(10)}), tmp_path / "a.parquet", row_group_size=3)
+    pq.write_table(
+        pa.table({"a": range(10), "b": range(10), "error_code": range(10)}), tmp_path / "a.parquet", row_group_size=3
+    )
     rows = read(tmp_path / "a.parquet", limit=5, columns=["b"])
     assert without_own(rows) == [{"b": i} for i in range(5)]
 

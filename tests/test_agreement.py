@@ -1,0 +1,65 @@
+"""Greedy text of the real model: OpenVINO in fp32 and the transformers engine against `model.generate` itself.
+
+HFRAY_AGREEMENT=200 runs it over so many questions (minutes); the suite takes a few.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hfray.engines.load import load_engine
+from hfray.engines.loop import EngineLoop, Prompt
+from hfray.engines.params import GenerationParams
+from tests.conftest import QUESTIONS, batch_settings
+
+NEW_TOKENS = 64
+COUNT = int(os.environ.get("HFRAY_AGREEMENT", "8"))
+REAL = Path(__file__).parent.parent.parent / "shared/data/gsm8k_train_2000.jsonl"
+
+
+def prompts() -> list[str]:
+    """Real questions where they are, the suite's own elsewhere, in the default template."""
+    questions = QUESTIONS
+    if COUNT > len(QUESTIONS) or REAL.exists():
+        if not REAL.exists():
+            pytest.skip(f"{COUNT} real questions are wanted, and shared/data is not here")
+        questions = [json.loads(line)["question"] for line in REAL.read_text().splitlines()]
+    return [f"Question: {question}\n\nAnswer: Let's think step by step." for question in questions[:COUNT]]
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2):
+    """The completions of transformers' own `generate`, in left-padded batches."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    tokens = []
+    for i in range(0, COUNT, 16):
+        batch = tokenizer(prompts()[i : i + 16], return_tensors="pt", padding=True)
+        output = model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)
+        for row in output[:, batch["input_ids"].shape[1] :].tolist():
+            tokens.append(row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row)
+    return tokens
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("preset", ["smollm2_openvino", "smollm2_cpu"])
+def test_greedy_tokens_are_those_of_generate(reference, preset):
+    settings = batch_settings("input.path=-", "output.path=-", f"conf={preset}")
+    loop = EngineLoop(load_engine(settings))
+    params = GenerationParams(max_new_tokens=NEW_TOKENS, temperature=0)
+    completions = loop.generate([Prompt(text) for text in prompts()], params)
+    loop.close()
+    parted = {
+        row: next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+        for row, (mine, theirs) in enumerate(zip([c.token_ids for c in completions], reference, strict=True))
+        if mine != theirs
+    }
+    print(f"{preset}: {COUNT - len(parted)} of {COUNT} token for token; parted at token (by row): {parted}")
+    assert len(parted) <= COUNT // 100, f"row: first differing token: {parted}"
