@@ -202,7 +202,7 @@ class Guard:
 def _is_local(scope: Scope) -> bool:
     """Whether the request came to a loopback address; Serve's proxy hands on the address that it was asked at."""
     server = scope.get("server")
-    return server is not None and (server[1] is None or is_loopback(server[0]))
+    return server is not None and is_loopback(server[0])
 
 
 def _log(error: BaseException) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -128,6 +129,8 @@ def run_service(settings: ServeSettings) -> None:
         RuntimeError: no replica could be started.
     """
     check(settings)
+    # Workers get process groups of their own: Ctrl-C at a terminal is for this process, which lets them finish.
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     with cluster.connected(settings):
         if not settings.verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -138,6 +141,8 @@ def run_service(settings: ServeSettings) -> None:
             print(f"ready: http://{settings.serve.host}:{settings.serve.port}/ (Ctrl-C to stop)", flush=True)
             while True:
                 time.sleep(1)
+        except SystemExit:  # what Ray makes of SIGTERM
+            raise KeyboardInterrupt from None
         finally:
             _stop(settings)
 
@@ -186,10 +191,11 @@ def write_config(settings: ServeSettings, given: Sequence[str]) -> str:
 
 
 def _stop(settings: ServeSettings) -> None:
-    """Take the application away, its replicas once they are done; a Ray of our own goes with it."""
+    """Take the application away; its replicas go when they are done."""
     print("stopping: finishing what is running", file=sys.stderr, flush=True)
+    signal.alarm(0)  # Ray's own SIGTERM handler has set one, to end the process in three seconds
     with suppress(Exception):
-        serve.delete(NAME)
-    if cluster.is_local(settings):
-        with suppress(Exception):
-            serve.shutdown()
+        serve.delete(NAME, _blocking=False)
+        deadline = time.monotonic() + settings.serve.drain_seconds + 5
+        while NAME in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.2)

@@ -108,7 +108,7 @@ def _event(content: Any) -> bytes:
 
 def died() -> ApiError:
     """What a request is told whose engine died."""
-    return ApiError(500, "the engine died under this request. Try again.", code="enginedied")
+    return ApiError(500, "the engine died under this request. Try again.", code="engine_died")
 
 
 def dump(content: BaseModel) -> bytes:

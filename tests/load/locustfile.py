@@ -1,0 +1,129 @@
+"""Load on /v1/completions: streams as clients read them, with the times of their tokens.
+
+    locust -f tests/load/locustfile.py --headless -u 64 -r 64 -t 5m --host http://127.0.0.1:8000 \
+        --questions questions.jsonl --max-tokens 64 --summary load.json
+
+503 is the server's deliberate answer to too much at once: counted, waited out as Retry-After says, and no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+
+import gevent
+from locust import FastHttpUser, constant, events, task
+
+TEMPLATE = "Question: {}\n\nAnswer: Let's think step by step."
+QUESTIONS = [f"What is {n} and {n * 7}, and why is the sky blue?" for n in range(500)]
+
+
+class Totals:
+    """What all clients saw."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.first: list[float] = []
+        self.gaps: list[float] = []
+        self.statuses: dict[str, int] = {}
+        self.tokens = 0
+
+    def summary(self) -> dict:
+        """Counts, rates (per second), and times (milliseconds)."""
+        seconds = time.monotonic() - self.started
+        return {
+            "seconds": round(seconds, 1),
+            "statuses": self.statuses,
+            "output_tokens": self.tokens,
+            "output_tokens_per_second": round(self.tokens / seconds, 1),
+            "time_to_first_token_ms": quantiles(self.first),
+            "time_between_tokens_ms": quantiles(self.gaps),
+        }
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Median, 99th percentile and largest, in milliseconds."""
+    if len(seconds) < 2:
+        return {}
+    cuts = statistics.quantiles(seconds, n=100)
+    return {"p50": round(cuts[49] * 1e3, 1), "p99": round(cuts[98] * 1e3, 1), "max": round(max(seconds) * 1e3, 1)}
+
+
+totals = Totals()
+numbers = itertools.count()
+
+
+@events.init_command_line_parser.add_listener
+def _(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--questions", default="", help="JSONL with a `question` in each line")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--summary", default="", help="JSON file for the totals")
+
+
+@events.test_start.add_listener
+def _(environment, **_: object) -> None:
+    global totals
+    path = environment.parsed_options.questions
+    if path:
+        QUESTIONS[:] = [json.loads(line)["question"] for line in Path(path).read_text().splitlines() if line]
+    totals = Totals()
+
+
+@events.test_stop.add_listener
+def _(environment, **_: object) -> None:
+    text = json.dumps(totals.summary(), indent=1)
+    print(text)
+    if environment.parsed_options.summary:
+        Path(environment.parsed_options.summary).write_text(text + "\n")
+
+
+class Client(FastHttpUser):
+    """Asks the next question as soon as the last is answered."""
+
+    wait_time = constant(0)
+    network_timeout = connection_timeout = 120.0
+
+    @task
+    def complete(self) -> None:
+        question = QUESTIONS[next(numbers) % len(QUESTIONS)]
+        body = {
+            "prompt": TEMPLATE.format(question),
+            "max_tokens": self.environment.parsed_options.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        sent = time.monotonic()
+        with self.client.post("/v1/completions", json=body, stream=True, catch_response=True) as response:
+            status = str(response.status_code)
+            if status == "503" and "retry-after" in response.headers:
+                response.success()
+                gevent.sleep(float(response.headers["retry-after"]))
+            elif status == "200":
+                status = self._read(response, sent)
+                response.success() if status == "200" else response.failure(status)
+            else:
+                response.failure(status)
+        totals.statuses[status] = totals.statuses.get(status, 0) + 1
+
+    def _read(self, response, sent: float) -> str:
+        last, done = None, False
+        while line := response.readline():
+            if not line.startswith(b"data: "):
+                continue
+            if line.startswith(b"data: [DONE]"):
+                done = True
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                return event["error"]["message"]
+            now = time.monotonic()
+            if event["choices"] and event["choices"][0]["text"]:
+                (totals.first if last is None else totals.gaps).append(now - (sent if last is None else last))
+                last = now
+            if event.get("usage"):
+                totals.tokens += event["usage"]["completion_tokens"]
+        return "200" if done else "cut short"

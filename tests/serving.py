@@ -1,0 +1,69 @@
+"""A server in a process of its own, as its users start it, for the tests of the online service."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A running `python -m jobs.serve`."""
+
+    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
+        self.process, self.port, self.log = process, port, log
+        self.url = f"http://127.0.0.1:{port}"
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over replicas and labels."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+
+    def wait_for(self, name: str, value: float, seconds: float = 20) -> float:
+        """Seconds until a metric has a value."""
+        started = time.monotonic()
+        while self.metric(name) != value:
+            assert time.monotonic() - started < seconds, f"{name} is {self.metric(name)}, not {value}"
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def serving(*overrides: str, seconds: float = 180) -> Iterator[Server]:
+    """A server with `overrides`, ready; interrupted at the end, as at a terminal."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as out:
+            command = [sys.executable, "-m", "jobs.serve", f"serve.port={port}", *overrides]
+            process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        try:
+            deadline = time.monotonic() + seconds
+            while "ready:" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            yield Server(process, port, log)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)

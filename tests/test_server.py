@@ -1,0 +1,251 @@
+"""The service on Ray Serve, as its users start it, with the fake engine: streams, limits, failures, page, fuzzing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+import schemathesis
+import yaml
+from hypothesis import HealthCheck
+from hypothesis import settings as fuzzing
+from schemathesis import checks
+
+from hfray.server import overrides
+from tests.conftest import run_job
+from tests.serving import Server, serving
+
+STEP = 0.1  # seconds of a step of the slow engine, a token each
+
+
+@pytest.fixture(scope="module")
+def slow():
+    """One replica that runs two completions at once, a token a step, and lets four wait."""
+    options = (f"backend.step_seconds={STEP}", "backend.tokens_per_step=1", "backend.batch_size=2", "serve.max_queue=4")
+    with serving("conf=fake", *options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two fast replicas that a prompt with DIE ends."""
+    with serving("conf=fake", "backend.die_on=DIE", "serve.replicas=2", "serve.max_request_bytes=100000") as server:
+        yield server
+
+
+def long_request(server: Server, tokens: int = 200, stream: bool = True) -> tuple:
+    body = {"prompt": "x", "max_tokens": tokens, "ignore_eos": True, "stream": stream}
+    return "POST", f"{server.url}/v1/completions", body
+
+
+def test_tokens_come_as_they_are_made(slow):
+    method, url, body = long_request(slow, 10)
+    with httpx.stream(method, url, json=body, timeout=30) as response:
+        times = [time.monotonic() for line in response.iter_lines() if line.startswith("data: {")]
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert len(times) >= 8
+    assert sum(gap > STEP / 2 for gap in gaps) >= 6, gaps
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_slot(slow, stream, record_property):
+    method, url, body = long_request(slow, stream=stream)
+    with httpx.Client(timeout=1.5) as client:
+        if stream:
+            with client.stream(method, url, json=body) as response:
+                next(response.iter_lines())
+                slow.wait_for("hfray_completions_running", 1)
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.request(method, url, json=body)
+        steps = slow.metric("hfray_engine_steps_total")
+    slow.wait_for("hfray_completions_running", 0)
+    took = slow.metric("hfray_engine_steps_total") - steps
+    record_property("steps_until_free", took)
+    print(f"slot free {took:.0f} steps after the client was gone")
+    assert took <= 3  # a step or two, and the way through the proxy
+
+
+def test_more_than_the_queue_is_turned_away_at_once_and_the_rest_is_answered(slow):
+    method, url, body = long_request(slow, 10, stream=False)
+
+    def ask(_: int) -> tuple[int, float, str | None]:
+        response = httpx.request(method, url, json=body, timeout=60)
+        assert response.headers["content-type"] == "application/json"
+        return response.status_code, response.elapsed.total_seconds(), response.headers.get("retry-after")
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, range(20)))
+    assert sorted(status for status, _, _ in answers).count(200) == 6
+    assert all(status in (200, 503) for status, _, _ in answers)
+    assert all(retry for status, _, retry in answers if status == 503)
+    slow.wait_for("hfray_completions_admitted", 0)
+
+
+def test_the_page_in_a_browser(slow, tmp_path):
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (
+        "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+        f"--disable-sync --no-first-run --user-data-dir={tempfile.mkdtemp(dir=tmp_path)}"
+    ).split():
+        options.add_argument(flag)
+    with webdriver.Chrome(options=options, service=Service(driver)) as page:
+        page.get(slow.url)
+        wait = WebDriverWait(page, 20, poll_frequency=0.05)
+        wait.until(lambda _: page.find_element(By.ID, "model").text == "fake")
+        page.find_element(By.ID, "send").click()
+        lengths = set()
+
+        def done(_: object) -> bool:
+            lengths.add(len(page.find_element(By.ID, "text").text))
+            return "finish reason" in page.find_element(By.ID, "state").text
+
+        wait.until(done)
+        assert len(lengths) > 4  # it grew as the tokens came
+        assert re.search(r"\d+ tokens · \d+\.\d tokens/s · first token", page.find_element(By.ID, "state").text)
+        page.find_element(By.CSS_SELECTOR, "input[value=record]").click()
+        page.find_element(By.ID, "send").click()
+        wait.until(lambda _: page.find_element(By.ID, "row").is_displayed())
+        row = json.loads(page.find_element(By.ID, "row").text)
+        assert row["question"] == "Why is the sky blue?"
+        assert row["generated_text"] == page.find_element(By.ID, "text").get_property("textContent")
+        page.find_element(By.CSS_SELECTOR, "input[value=prompt]").click()
+        page.find_element(By.ID, "send").click()
+        wait.until(lambda _: page.find_element(By.ID, "text").text)
+        page.find_element(By.ID, "stop").click()
+        wait.until(lambda _: page.find_element(By.ID, "state").text == "Stopped.")
+        assert page.get_log("browser") == []
+    slow.wait_for("hfray_completions_running", 0)
+
+
+def test_what_runs_is_finished_when_the_service_stops(slow):
+    """The last test of the slow server: it ends it, as Ctrl-C at a terminal does, a signal to all its processes."""
+    method, url, body = long_request(slow, 30)
+    with httpx.stream(method, url, json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.killpg(slow.process.pid, signal.SIGINT)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert slow.process.wait(60) == 130
+    assert "Traceback" not in slow.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def api_schema(pair):
+    return schemathesis.openapi.from_url(f"{pair.url}/openapi.json")
+
+
+schema = schemathesis.pytest.from_fixture("api_schema")
+
+
+@schema.parametrize()
+@fuzzing(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_fuzzing_finds_no_server_error(case):
+    """Valid and invalid requests made from the service's own OpenAPI document: each is answered as it says."""
+    case.call_and_validate(
+        timeout=60,
+        checks=[
+            checks.not_a_server_error,
+            checks.status_code_conformance,
+            checks.content_type_conformance,
+            checks.response_schema_conformance,
+            checks.negative_data_rejection,
+            checks.positive_data_acceptance,
+        ],
+    )
+
+
+def test_metrics_show_both_replicas(pair):
+    for i in range(20):
+        httpx.post(f"{pair.url}/v1/completions", json={"prompt": f"p{i}"}, timeout=30)
+    deadline = time.monotonic() + 15
+    while (pair.metric("hfray_engine_capacity")) != 128:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_a_dead_replica_is_replaced_while_the_other_answers(pair):
+    before = set(replicas(pair))
+    assert len(before) == 2
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def ask_on() -> None:
+        while not stop.is_set():
+            statuses.append(httpx.post(f"{pair.url}/v1/completions", json={"prompt": "x"}, timeout=60).status_code)
+
+    asker = threading.Thread(target=ask_on)
+    asker.start()
+    try:
+        httpx.post(f"{pair.url}/v1/completions", json={"prompt": "DIE"}, timeout=60)
+        deadline = time.monotonic() + 60
+        while len(now := set(replicas(pair))) != 2 or now == before:
+            assert time.monotonic() < deadline, (before, now)
+            time.sleep(0.2)
+    finally:
+        stop.set()
+        asker.join()
+    assert statuses.count(200) > 5
+    assert sum(status != 200 for status in statuses) <= 1  # what was in the one that died
+
+
+def replicas(server: Server) -> list[int]:
+    """Process ids of the server's replicas."""
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    return [p.pid for p in processes if "ServeReplica:hfray:Engine" in " ".join(p.cmdline())]
+
+
+def test_settings_that_cannot_be_used_start_nothing(pair):
+    for options, message in [
+        ([f"serve.port={pair.port}"], f"serve.port={pair.port}: cannot be listened on"),
+        (["serve.host=0.0.0.0"], "serve.allow_public=true"),
+        (["serve.api_keys=env:NO_SUCH_KEYS"], "NO_SUCH_KEYS"),
+        (["prompt.template={"], "prompt.template"),
+    ]:
+        done = run_job("conf=fake", *options, module="jobs.serve", timeout=60)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+
+
+def test_config_for_a_ray_service(tmp_path):
+    from ray.serve.schema import ServeDeploySchema
+
+    path = tmp_path / "serve.yaml"
+    options = ["conf=fake", "serve.replicas=[1,3]", "serve.host=0.0.0.0", "serve.api_keys=env:KEYS", "prompt=chat"]
+    done = run_job(*options, f"emit={path}", module="jobs.serve", timeout=60)
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(path.read_text())
+    application = ServeDeploySchema.model_validate(config).applications[0]
+    assert application.import_path == "hfray.server:app"
+    assert sorted(overrides(application.args)) == sorted(options)
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}
+
+
+def test_arguments_of_the_builder():
+    args = {"conf": "fake", "serve": {"port": 1, "replicas": [1, 2], "api_keys": None}, "prompt.chat": True}
+    assert overrides(args) == [
+        "conf=fake",
+        "serve.port=1",
+        "serve.replicas=[1, 2]",
+        "serve.api_keys=null",
+        "prompt.chat=true",
+    ]

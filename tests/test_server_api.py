@@ -1,0 +1,360 @@
+"""The API of one replica in this process, without Ray: requests, errors, limits, keys, records, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import httpx
+import pytest
+
+from hfray.api import build_api
+from hfray.config import ServeSettings, SettingsError, build, compose
+from hfray.guard import read_key_digests
+from hfray.service import Service, model_name
+from tests.conftest import run_job
+
+FAKE = ("conf=fake", "model.source=fake-model")
+
+
+def settings(*overrides: str) -> ServeSettings:
+    return build(ServeSettings, compose("serve", [*FAKE, *overrides]))
+
+
+def make(*overrides: str) -> Service:
+    found = settings(*overrides)
+    return Service(found, read_key_digests(found.serve))
+
+
+def client(service: Service, host: str = "127.0.0.1") -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(build_api(service))
+    return httpx.AsyncClient(transport=transport, base_url=f"http://{host}", timeout=30)
+
+
+def ask(service: Service, path: str, body=None, method: str = "POST", host: str = "127.0.0.1", **options):
+    """One request; `body` as JSON unless `options` bring content."""
+
+    async def call() -> httpx.Response:
+        async with client(service, host) as http:
+            if body is not None:
+                options["json"] = body
+            return await http.request(method, path, **options)
+
+    return asyncio.run(call())
+
+
+def events(response: httpx.Response) -> list:
+    lines = [line[6:] for line in response.text.split("\n\n") if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    return make("backend.context_length=400", "backend.fail_on=FAIL", "serve.max_request_bytes=20000")
+
+
+def test_completion(service):
+    answer = ask(service, "/v1/completions", {"prompt": "hello", "max_tokens": 5}).json()
+    assert answer["object"] == "text_completion"
+    assert answer["model"] == "fake-model"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+    again = ask(service, "/v1/completions", {"prompt": "hello", "max_tokens": 5}).json()
+    assert again["choices"] == answer["choices"]
+
+
+def test_prompts_and_samples_are_numbered_in_order(service):
+    body = {"prompt": ["one", "two"], "n": 3, "temperature": 1.0, "seed": 4}
+    choices = ask(service, "/v1/completions", body).json()["choices"]
+    assert [choice["index"] for choice in choices] == list(range(6))
+    assert len({choice["text"] for choice in choices[:3]}) > 1
+    assert ask(service, "/v1/completions", body).json()["choices"] == choices
+    other = ask(service, "/v1/completions", {**body, "seed": 5}).json()["choices"]
+    assert other != choices
+
+
+def test_usage_counts_a_prompt_once(service):
+    answer = ask(service, "/v1/completions", {"prompt": ["one", "three"], "n": 2, "max_tokens": 4}).json()
+    assert answer["usage"] == {"prompt_tokens": 8, "completion_tokens": 16, "total_tokens": 24}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_stream_is_the_answer_in_parts(path):
+    service = make("backend.tokens_per_step=3", "backend.step_seconds=0.02")
+    body = {"prompt": "hello"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "hello"}]}
+    body |= {"n": 2, "stop": ["zebra"]}
+    whole = ask(service, path, body).json()
+    response = ask(service, path, {**body, "stream": True, "stream_options": {"include_usage": True}})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    parts = events(response)
+    assert parts[-1]["choices"] == []
+    assert parts[-1]["usage"] == whole["usage"]
+    for choice in whole["choices"]:
+        mine = [part["choices"][0] for part in parts[:-1] if part["choices"][0]["index"] == choice["index"]]
+        text = "".join(part.get("text") or part.get("delta", {}).get("content") or "" for part in mine)
+        assert text == choice.get("text", choice.get("message", {}).get("content"))
+        assert [part["finish_reason"] for part in mine if part["finish_reason"]] == [choice["finish_reason"]]
+        assert len(mine) > 3
+
+
+def test_stop_strings(service):
+    text = ask(service, "/v1/completions", {"prompt": "hello"}).json()["choices"][0]["text"]
+    word = text.split()[2]
+    choice = ask(service, "/v1/completions", {"prompt": "hello", "stop": word}).json()["choices"][0]
+    assert choice["text"] == text[: text.index(word)]
+    assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "prompt"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "x", "max_tokns": 3}, "max_tokns"),
+        ({"prompt": "x", "temperature": 3}, "temperature"),
+        ({"prompt": "x", "echo": True}, "echo"),
+        ({"prompt": "x", "stop": [""]}, "stop"),
+        ({"prompt": "x", "n": 129}, "n"),
+        ({"prompt": ["x"] * 100, "n": 2}, "200 completions"),
+        ({"prompt": "FAIL"}, "told to fail"),
+        ({"prompt": "x" * 500}, "500 tokens, and the model's context holds 400"),
+        ({"prompt": "x" * 500, "stream": True}, "500 tokens, and the model's context holds 400"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(service, body, message):
+    response = ask(service, "/v1/completions", body)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert service.admission.taken == 0
+
+
+def test_fields_that_ask_for_nothing_are_let_through(service):
+    body = {"prompt": "x", "echo": False, "best_of": None, "user": "me", "logit_bias": {}, "tool_choice": "none"}
+    assert ask(service, "/v1/completions", body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [("/nothing", "GET", 404), ("/v1/completions", "GET", 405), ("/v1/models/other", "GET", 404)],
+)
+def test_errors_have_openais_form(service, path, method, status):
+    response = ask(service, path, method=method)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_another_model_is_not_found(service):
+    response = ask(service, "/v1/completions", {"prompt": "x", "model": "gpt-9"})
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 5000, b'{"prompt": ' + b"9" * 5000 + b"}"])
+def test_what_is_not_json(service, content):
+    headers = {"content-type": "application/json"}
+    response = ask(service, "/v1/completions", content=content, headers=headers)
+    assert response.status_code == 400
+    assert "error" in response.json()
+
+
+def test_a_lone_surrogate_is_no_failure(service):
+    content = rb'{"prompt": "a \ud800 b"}'
+    headers = {"content-type": "application/json"}
+    assert ask(service, "/v1/completions", content=content, headers=headers).status_code == 200
+    assert ask(service, "/v1/records", content=rb'{"question": "\ud800"}', headers=headers).status_code == 400
+
+
+def test_size_limit_with_and_without_a_length(service):
+    body = {"prompt": "x" * 30_000}
+    response = ask(service, "/v1/completions", body)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "too_large"
+
+    async def chunks():
+        for _ in range(10):
+            yield b'"' + b"x" * 5000
+
+    response = ask(service, "/v1/completions", content=chunks(), headers={"content-type": "application/json"})
+    assert response.status_code == 413
+    assert service.admission.taken == 0
+
+
+def test_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_KEYS", "one, two")
+    service = make("serve.api_keys=env:TEST_KEYS")
+    body = {"prompt": "x"}
+    for header in (None, "Bearer wrong", "one", "Basic one", "Bearer "):
+        response = ask(service, "/v1/completions", body, headers={"authorization": header} if header else {})
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+    for key in ("one", "two"):
+        assert ask(service, "/v1/completions", body, headers={"authorization": f"Bearer {key}"}).status_code == 200
+    assert ask(service, "/metrics", method="GET").status_code == 401
+    assert ask(service, "/health", method="GET").status_code == 200
+    path = tmp_path / "keys"
+    path.write_text("three\n\nfour\n")
+    service = make(f"serve.api_keys=file:{path}")
+    assert ask(service, "/v1/models", method="GET", headers={"authorization": "Bearer four"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["serve.host=0.0.0.0"], "serve.allow_public=true"),
+        (["serve.api_keys=sk-secret"], "env:NAME"),
+        (["serve.replicas=[3,1]"], "serve.replicas"),
+        (["serve.replicas=0"], "serve.replicas"),
+        (["serve.prot=1"], "Did you mean serve.port"),
+        (["serve.port=99999"], "serve.port"),
+    ],
+)
+def test_settings_that_cannot_be_used(overrides, message):
+    with pytest.raises(SettingsError) as caught:
+        settings(*overrides)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_keys_that_cannot_be_read(tmp_path):
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    for keys in ("env:NO_SUCH_VARIABLE", f"file:{tmp_path}/none", f"file:{empty}"):
+        with pytest.raises(SettingsError, match="serve.api_keys"):
+            make(f"serve.api_keys={keys}")
+
+
+def test_without_keys_only_the_machine_itself_is_answered(service):
+    assert ask(service, "/v1/models", method="GET", host="10.1.2.3").status_code == 403
+    assert ask(
+        make("serve.host=0.0.0.0", "serve.allow_public=true"), "/v1/models", method="GET", host="10.1.2.3"
+    ).is_success
+
+
+def test_more_than_the_queue_is_turned_away_at_once():
+    service = make(
+        "backend.batch_size=1", "serve.max_queue=2", "backend.step_seconds=0.05", "backend.tokens_per_step=4"
+    )
+
+    async def burst() -> list[httpx.Response]:
+        async with client(service) as http:
+            return await asyncio.gather(*[http.post("/v1/completions", json={"prompt": f"p{i}"}) for i in range(8)])
+
+    responses = asyncio.run(burst())
+    assert sorted(response.status_code for response in responses) == [200] * 3 + [503] * 5
+    for response in responses:
+        if response.status_code == 503:
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["code"] == "overloaded"
+            assert response.elapsed.total_seconds() < 0.5
+    assert service.admission.taken == 0
+
+
+def test_a_cancelled_request_leaves_the_engine():
+    service = make("backend.batch_size=1", "backend.step_seconds=0.05", "backend.tokens_per_step=1")
+
+    async def leave() -> None:
+        async with client(service) as http:
+            request = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", "ignore_eos": True}))
+            await asyncio.sleep(0.3)
+            assert service.worker.loop.stats.running == 1
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            steps = service.worker.loop.stats.steps
+            while service.worker.loop.stats.running:
+                await asyncio.sleep(0.001)
+            assert service.worker.loop.stats.steps - steps <= 1
+
+    asyncio.run(leave())
+    assert service.admission.taken == 0
+
+
+def test_a_hung_engine_is_noticed_and_those_who_wait_are_told():
+    service = make("backend.hang_on=HANG", "workers.step_timeout=0.3")
+
+    async def hang() -> httpx.Response:
+        async with client(service) as http:
+            request = asyncio.create_task(http.post("/v1/completions", json={"prompt": "HANG"}))
+            await asyncio.sleep(0.6)
+            health = await http.get("/health")
+            assert health.status_code == 503
+            assert (await http.post("/v1/completions", json={"prompt": "x"})).status_code == 503
+            return await request
+
+    response = asyncio.run(hang())
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "engine_died"
+
+
+def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service):
+    import pyarrow.parquet as pq
+
+    records = [
+        {"id": 7, "question": "hi", "tags": ["a", "b"], "more": {"x": 1.5}},
+        {"id": 8, "question": None, "tags": [], "more": {"x": 2.5}},
+    ]
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    done = run_job(
+        *FAKE, f"input.path={source}", f"output.path={out}", "input.id_column=id", "errors.max_fraction=1", timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    expected = sorted(pq.read_table(out).to_pylist(), key=lambda row: row["row_id"])
+    online = make("serve.id_column=id")
+    for record, row in zip(records, expected, strict=True):
+        assert ask(online, "/v1/records", record).json() == row
+        parts = events(ask(online, "/v1/records?stream=true", record))
+        assert parts[-1] == {"row": row}
+        assert "".join(part["text"] for part in parts[:-1]) == (row["generated_text"] or "")
+
+
+def test_record_that_cannot_be_a_row(service):
+    response = ask(service, "/v1/records", {"question": "x", "prompt": "y"})
+    assert response.status_code == 400
+    assert "'prompt'" in response.json()["error"]["message"]
+    row = ask(service, "/v1/records", {"question": "x" * 500}).json()
+    assert row["finish_reason"] == "error"
+    assert "context holds 400" in row["error"]
+
+
+def test_metrics(service):
+    ask(service, "/v1/completions", {"prompt": "x", "max_tokens": 3})
+    text = ask(service, "/metrics", method="GET").text
+    for name in (
+        "hfray_requests_total",
+        "hfray_generated_tokens_total",
+        "hfray_prompt_tokens_total",
+        "hfray_time_to_first_token_seconds_bucket",
+        "hfray_time_per_output_token_seconds_bucket",
+        "hfray_completions_waiting",
+        "hfray_engine_occupancy_ratio",
+    ):
+        assert name in text
+    assert 'path="/v1/completions"' in text
+
+
+def test_no_prompt_in_the_logs(service, caplog, monkeypatch):
+    prompt = "the secret prompt"
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(prompt)
+
+    monkeypatch.setattr("hfray.protocol.text_completion", fail)
+    with caplog.at_level(logging.DEBUG):
+        response = ask(service, "/v1/completions", {"prompt": prompt})
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
+    assert "secret" not in response.text
+
+
+def test_model_names():
+    assert model_name("bigscience/bloom-1b7") == "bigscience/bloom-1b7"
+    assert model_name("pip:p==1/p/Small.gguf") == "Small"
+    assert model_name("s3://bucket/models/mine/") == "mine"
+    assert model_name("/models/mine") == "mine"
