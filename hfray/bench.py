@@ -63,8 +63,8 @@ class Run:
 
 def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
     """Run every contestant `rounds` times in turn; returns medians, ratios, all runs, configuration and versions."""
-    from hfray.batch import versions
     from hfray.models import fetch, prepare
+    from hfray.preflight import versions
 
     folder = Path(settings.output.path).absolute()
     folder.mkdir(parents=True, exist_ok=True)

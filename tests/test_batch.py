@@ -181,7 +181,8 @@ def test_unusable_output_or_prompt_is_named(questions, tmp_path, setup, override
         job(questions, out)
     elif setup == "alive":
         (out / "_hfray").mkdir(parents=True)
-        owner = {"run_id": "x", "host": socket.gethostname(), "pid": os.getppid()}
+        parent = psutil.Process(os.getppid())
+        owner = {"run_id": "x", "host": socket.gethostname(), "pid": parent.pid, "began": parent.create_time()}
         (out / "_hfray/owner.json").write_text(json.dumps(owner))
     with pytest.raises(SettingsError) as caught:
         job(questions, out, *overrides)

@@ -1,0 +1,167 @@
+"""Before a run: everything that can be found wrong before anything is started, and the folder made this run's own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from hfray.config import BatchSettings, SettingsError, to_plain
+from hfray.inputs import Table, scan
+from hfray.outputs import OutputFolder
+from hfray.records import output_schema
+from hfray.resume import DoneRows, check_fingerprint, fingerprint
+from hfray.urls import is_url
+
+PACKAGES = [
+    "ray",
+    "transformers",
+    "torch",
+    "openvino",
+    "openvino-genai",
+    "optimum-intel",
+    "pyarrow",
+    "langchain-core",
+    "hydra-core",
+]
+
+
+def check(settings: BatchSettings) -> Table:
+    """Everything that can be found wrong before anything is started; returns the table. Raises SettingsError."""
+    from hfray.nodes import check_submitted_paths
+    from hfray.prompts import RecordPrompt
+
+    check_submitted_paths(settings)
+    try:
+        prompt = RecordPrompt(settings.prompt)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if settings.model.source.startswith((".", "/", "~")) and not Path(settings.model.source).expanduser().exists():
+        raise SettingsError(f"model.source={settings.model.source}: there is no such file or folder. Check the path.")
+    table = scan(settings.input)
+    for name in prompt.variables:
+        if name not in table.schema.names:
+            raise SettingsError(
+                f"prompt.template={settings.prompt.template!r}: {{{name}}} is no column of the input. "
+                f"Columns: {', '.join(table.schema.names)}. Rename it in the template, or add the column."
+            )
+    return table
+
+
+def check_output(settings: BatchSettings, output: OutputFolder, table: Table) -> None:
+    """Whether the folder may be written to, or gone on with. Raises SettingsError."""
+    if output.filesystem.get_file_info(output.root).is_file:
+        raise SettingsError(f"output.path={output.path}: is a file. Name a folder.")
+    foreign = output.foreign_files()
+    if foreign:
+        raise SettingsError(
+            f"output.path={output.path}: holds files that no hfray job made ({', '.join(foreign[:3])}). "
+            "Name a new or empty folder."
+        )
+    parts = output.parts()
+    if settings.output.overwrite or not parts:
+        return
+    if not settings.output.resume:
+        raise SettingsError(
+            f"output.path={output.path}: holds output already. Name another folder, or set output.resume=true to go on, "
+            "or output.overwrite=true to start over."
+        )
+    run = output.read_json("run.json")
+    if run is None:
+        raise SettingsError(
+            f"output.path={output.path}: holds Parquet files, and no _hfray/run.json that says how they were made. "
+            "Name another folder, or start over with output.overwrite=true."
+        )
+    check_fingerprint(fingerprint(settings), run["fingerprint"], output.path)
+    _check_schema(output, parts[0], table)
+
+
+def _check_schema(output: OutputFolder, part: str, table: Table) -> None:
+    import pyarrow.parquet as pq
+
+    there = pq.read_schema(part, filesystem=output.filesystem).remove_metadata()
+    mine = output_schema(table.schema)
+    if not there.equals(mine):
+        differ = [f.name for f in mine if f.name not in there.names or there.field(f.name).type != f.type]
+        differ += [name for name in there.names if name not in mine.names]
+        raise SettingsError(
+            f"output.path={output.path}: the columns there differ from this input's ({', '.join(differ)}). "
+            "Name another folder, or give the input as it was."
+        )
+
+
+def take_over(settings: BatchSettings, output: OutputFolder) -> str:
+    """Make the folder this run's own; returns the run's id. Raises SettingsError while another run is alive here."""
+    owner = output.read_json("owner.json")
+    if owner and _is_alive(owner):
+        raise SettingsError(
+            f"output.path={output.path}: another run (process {owner['pid']}) is writing there. "
+            "Wait for its end, stop it, or name another folder."
+        )
+    output.prepare()
+    if settings.output.overwrite:
+        output.clear()
+        output.prepare()
+    run_id = uuid.uuid4().hex[:8]
+    began = psutil.Process().create_time()
+    output.write_json(
+        "owner.json", {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "began": began}
+    )
+    output.write_json(
+        "run.json",
+        {
+            "run_id": run_id,
+            "started": datetime.now(UTC).isoformat(),
+            "fingerprint": fingerprint(settings),
+            "settings": to_plain(settings),
+            "versions": versions(),
+        },
+    )
+    return run_id
+
+
+def done_rows(settings: BatchSettings, output: OutputFolder) -> DoneRows:
+    """The finished rows; with output.retry_errors, failed ones are dropped from the files first."""
+    if settings.output.retry_errors:
+        for part in output.parts():
+            output.drop_failed_rows(part)
+    return DoneRows.read(output, by_position=settings.input.id_column is None)
+
+
+def any_pending(table: Table, done: DoneRows) -> bool:
+    """Whether any row of the table is not done; reads the table until it finds one."""
+    blocks = (block for piece in table.slices for block in table.read(piece, 65536))
+    return any(done.drop_from(block).num_rows for block in blocks)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what is installed of the packages that decide a run."""
+    found = {}
+    for package in ["hfray", *PACKAGES]:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def output_folder(settings: BatchSettings) -> OutputFolder:
+    """The folder of output.path, by its absolute path."""
+    path = settings.output.path
+    return OutputFolder(path if is_url(path) else str(Path(path).expanduser().absolute()))
+
+
+def _is_alive(owner: dict) -> bool:
+    """Whether the run that owns a folder is a process of this machine that still lives; pids are used again."""
+    if owner["host"] != socket.gethostname() or owner["pid"] == os.getpid():
+        return False
+    try:
+        process = psutil.Process(owner["pid"])
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - owner.get("began", 0)) < 1
+    except psutil.Error:
+        return False
