@@ -25,7 +25,8 @@ QUESTIONS = [
     "Name a prime number between twenty and thirty.",
     "What comes after Tuesday?",
 ]
-TEXT = QUESTIONS + [
+TEXT = [
+    *QUESTIONS,
     "Question: {} Answer: Let's think step by step.",
     "The quick brown fox jumps over the lazy dog. 0123456789",
 ]

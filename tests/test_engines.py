@@ -196,5 +196,5 @@ def test_generation_params_say_what_is_wrong():
     assert GenerationParams.from_mapping({"stop": "\n"}).stop_strings == ("\n",)
     assert not GenerationParams(temperature=0, do_sample=True).sampling
     assert GenerationParams(temperature=0.7).sampling
-    with pytest.raises(RequestError, match="200 tokens.*128"):
+    with pytest.raises(RequestError, match=r"200 tokens.*128"):
         GenerationParams().max_tokens_for(200, 128)

@@ -161,12 +161,9 @@ class EngineLoop:
             self._die(EngineDiedError("the engine was closed"))
         except BaseException as error:
             self._die(EngineDiedError(f"{type(error).__name__}: {error}"))
-        finally:
-            self.engine.close()
-            while True:  # requests that come later learn of the death too
-                if self._closing and self._inbox.empty():
-                    return
-                self._inbox.get()()
+        self.engine.close()
+        while not (self._closing and self._inbox.empty()):  # requests that come later learn of the death too
+            self._inbox.get()()
 
     def _read_inbox(self) -> None:
         if not self.engine.num_unfinished:
