@@ -118,8 +118,9 @@ def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
 
     def pump() -> None:
         try:
-            bundles = answers.iter_internal_ref_bundles()  # returns once the first workers are up
-            executors.append(bundles._executor)
+            # As iter_internal_ref_bundles, which keeps the executor to itself; returns once the first workers are up.
+            bundles, _, executor = answers._execute_to_iterator(capture_executor=False)
+            executors.append(executor)
             for bundle in bundles:
                 for entry in () if stopping.is_set() else bundle.blocks:
                     arrived.put((entry.ref, entry.metadata.num_rows))
