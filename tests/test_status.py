@@ -1,0 +1,114 @@
+"""How far a run is, from its folder alone."""
+
+import os
+import time
+
+import psutil
+import pytest
+
+from hfray.config import SettingsError
+from hfray.runs import MAX_SAMPLES, RunRecord, read_runs
+from hfray.status import describe, read_status
+from tests.conftest import run_job
+from tests.folders import GONE, row, snapshot, write_part, write_run
+
+ME = {"pid": os.getpid(), "process_started": psutil.Process().create_time()}
+
+
+def lines(path) -> list[str]:
+    return describe(read_status(str(path)))
+
+
+def test_a_run_that_lives(tmp_path):
+    write_part(tmp_path, "aaaa", 0, [row(n) for n in range(30)])
+    write_run(tmp_path, "aaaa", 100, ended=False, ago=60, updated=time.time(), **ME)
+    status = read_status(str(tmp_path))
+    assert (status.state, status.rows_written, status.rows_answered) == ("running", 30, 100)
+    first, second, third = describe(status)
+    assert first == "running: generating, for 1 min 0 s"
+    assert second == "100 of 100 rows (100.0%), 30 of them in finished files, 0 failed"
+    assert third.startswith("2.0 rows/s  20 tokens/s in, 4 out  1 worker  engines 50% full")
+
+
+def test_a_run_that_lives_and_tells_nothing(tmp_path):
+    write_run(tmp_path, "aaaa", 100, ended=False, ago=600, **ME)
+    assert "has told nothing for 9 min" in lines(tmp_path)[0]
+
+
+def test_a_run_whose_process_is_gone(tmp_path):
+    write_part(tmp_path, "aaaa", 0, [row(n) for n in range(30)])
+    write_run(tmp_path, "aaaa", 100, ended=False, updated=time.time(), pid=GONE)
+    first, second, third = lines(tmp_path)
+    assert first.startswith("stopped without a word")
+    assert second.startswith("30 of 100 rows (30.0%)")
+    assert third.startswith("last sign of life")
+
+
+def test_another_process_with_its_id_is_not_the_run(tmp_path):
+    write_run(tmp_path, "aaaa", 100, ended=False, **ME | {"process_started": 5.0})
+    assert read_status(str(tmp_path)).state == "stopped"
+
+
+@pytest.mark.parametrize(("silent", "state"), [(5, "running"), (300, "stopped")])
+def test_a_run_on_another_machine_lives_while_it_writes(tmp_path, silent, state):
+    write_run(tmp_path, "aaaa", 100, ended=False, host="elsewhere", updated=time.time() - silent)
+    assert read_status(str(tmp_path)).state == state
+
+
+def test_a_finished_run_whose_rows_are_gone(tmp_path):
+    write_part(tmp_path, "aaaa", 0, [row(n) for n in range(100)])
+    write_run(tmp_path, "aaaa", 100)
+    assert lines(tmp_path)[0] == "finished"
+    os.remove(tmp_path / "part-aaaa-00000.parquet")
+    assert lines(tmp_path)[0].startswith("finished, but rows are missing")
+
+
+def test_the_newest_run_counts(tmp_path):
+    write_part(tmp_path, "aaaa", 0, [row(n) for n in range(60)])
+    write_run(tmp_path, "aaaa", 100, ended=False, ago=900, pid=GONE)
+    write_run(tmp_path, "bbbb", 100, before=60, status="failed", message="the disk is full")
+    told = lines(tmp_path)
+    assert told[0].startswith("failed; what is done is kept")
+    assert told[1] == "the disk is full"
+    assert told[-1] == "2 runs so far"
+
+
+def test_no_run_there(tmp_path):
+    with pytest.raises(SettingsError, match=r"output\.path=.*holds no run"):
+        read_status(str(tmp_path))
+    answer = run_job(f"output.path={tmp_path}/nothing", module="jobs.status")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: output.path=")
+
+
+def test_a_record_is_kept_up_to_date_and_small(tmp_path, monkeypatch):
+    from hfray.batch import Summary
+    from hfray.outputs import OutputFolder
+
+    monkeypatch.setattr("hfray.runs.BEAT_SECONDS", 0.05)
+    (tmp_path / "_hfray").mkdir()
+    output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})
+    with RunRecord(output, "aaaa", summary) as record:
+        record.enter_stage("preparing the model")
+        time.sleep(0.3)
+        (run,) = read_runs(output)
+        assert (run["state"], run["stage"]) == ("running", "preparing the model")
+        for rows in range(3 * MAX_SAMPLES):
+            record._interval = 0
+            record.update(snapshot(rows))
+        assert len(record._samples) <= MAX_SAMPLES
+    (run,) = read_runs(output)
+    assert run["state"] == "finished"
+    assert run["totals"]["rows"] == 3 * MAX_SAMPLES - 1
+
+
+def test_a_run_that_raises_has_failed(tmp_path):
+    from hfray.batch import Summary
+    from hfray.outputs import OutputFolder
+
+    (tmp_path / "_hfray").mkdir()
+    output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})
+    with pytest.raises(RuntimeError), RunRecord(output, "aaaa", summary):
+        raise RuntimeError("no more memory")
+    (run,) = read_runs(output)
+    assert (run["state"], run["message"]) == ("failed", "no more memory")
