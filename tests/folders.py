@@ -30,10 +30,10 @@ def row(number: int, text: str | None = "an answer", **values) -> dict:
     return plain | values
 
 
-def write_part(path, run_id: str, number: int, rows: list[dict]) -> None:
+def write_part(path, run_id: str, number: int, rows: list[dict], schema: pa.Schema | None = None) -> None:
     """A finished file of a run."""
     os.makedirs(path / "_hfray", exist_ok=True)
-    table = pa.Table.from_pylist(rows, schema=pa.schema(OUTPUT_FIELDS))
+    table = pa.Table.from_pylist(rows, schema=schema or pa.schema(OUTPUT_FIELDS))
     pq.write_table(table, path / f"part-{run_id}-{number:05d}.parquet")
 
 

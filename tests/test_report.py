@@ -118,7 +118,7 @@ def test_runs_tell_the_truth_about_both_parts(resumed):
     stages = dict(stage_seconds([killed, second]))
     assert sum(stages.values()) == pytest.approx(120, abs=1)
     assert stages["starting Ray"] == pytest.approx(8, abs=0.5)
-    seconds, share = tail_seconds([killed, second])
+    _, share = tail_seconds([killed, second])
     assert 0 <= share < 0.2
 
 
