@@ -96,8 +96,8 @@ def test_what_cannot_be_exported_is_told(tiny_gpt2, tiny_gpt2_ir, tmp_path):
     quiet = Console(quiet=True)
     with pytest.raises(SettingsError, match="OpenVINO IR folder already"):
         run_export(settings_for(tiny_gpt2_ir, tmp_path / "out"), quiet)
-    with pytest.raises(SettingsError, match="backend=transformers: .*Use backend=openvino"):
-        settings_for(tiny_gpt2, tmp_path / "out", "backend=transformers")
+    with pytest.raises(SettingsError, match=r"backend=transformers: .*Use backend=openvino"):
+        settings_for(tiny_gpt2, tmp_path / "out", "conf=gpt2_cpu")
     with pytest.raises(SettingsError, match="no such folder"):
         run_export(settings_for("/no/such", tmp_path / "out"), quiet)
     assert not (tmp_path / "out").exists()
