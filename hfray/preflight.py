@@ -16,6 +16,7 @@ from hfray.inputs import Table, scan
 from hfray.outputs import OutputFolder
 from hfray.records import output_schema
 from hfray.resume import DoneRows, check_fingerprint, fingerprint
+from hfray.runs import process_lives
 from hfray.urls import is_url
 
 PACKAGES = [
@@ -160,8 +161,4 @@ def _is_alive(owner: dict) -> bool:
     """Whether the run that owns a folder is a process of this machine that still lives; pids are used again."""
     if owner["host"] != socket.gethostname() or owner["pid"] == os.getpid():
         return False
-    try:
-        process = psutil.Process(owner["pid"])
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - owner.get("began", 0)) < 1
-    except psutil.Error:
-        return False
+    return process_lives(owner["pid"], owner.get("began", 0.0))

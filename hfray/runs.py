@@ -146,8 +146,13 @@ def state_of(run: dict[str, Any]) -> str:
         return run["status"]
     if run["host"] != socket.gethostname():
         return RUNNING if time.time() - run["updated"] < SILENT_SECONDS else STOPPED
+    return RUNNING if process_lives(run["pid"], run["process_started"]) else STOPPED
+
+
+def process_lives(pid: int, began: float) -> bool:
+    """Whether the process of this machine that began then still lives; ids are used again."""
     try:
-        same = abs(psutil.Process(run["pid"]).create_time() - run["process_started"]) < 2
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < 1
     except psutil.Error:
-        same = False
-    return RUNNING if same else STOPPED
+        return False
