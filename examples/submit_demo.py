@@ -87,20 +87,19 @@ def wait_for(process: subprocess.Popen, address: str, token: str, log: Path) -> 
 
 def end(process: subprocess.Popen) -> None:
     """End a process and all that descend from it, by their ids."""
+    family = []
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-        for member in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(alive, timeout=STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=STOP_SECONDS)
-    if process.poll() is None:
-        process.kill()
-        process.wait()
+    process.kill()
+    process.wait()
+    for member in family:  # psutil tells a process from a later one that has its id
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=STOP_SECONDS)
 
 
 def submit(environment: dict[str, str], *overrides: str, installed: bool = False, options: tuple = ()) -> int:

@@ -89,7 +89,30 @@ def makings(cache: Path) -> list[str]:
     return [line for log in cache.rglob("*.made") for line in log.read_text().splitlines()]
 
 
-def test_work_spreads_and_each_cache_is_filled_once(cluster, caches, s3_model, s3_environment, questions, tmp_path):
+LOAD_EVERYWHERE = """
+import sys, pathlib, ray
+from hfray.engines.load import load_engine
+from tests.conftest import batch_settings
+
+settings = batch_settings("conf=local_openvino", f"model.source={sys.argv[1]}", "input.path=-", "output.path=-")
+ray.init(logging_level="ERROR")
+load = ray.remote(lambda: load_engine(settings, folder=pathlib.Path("/of/another/node"), threads=1).capacity)
+print(ray.get([load.options(num_cpus=0.5, resources={"slot": 0.5}).remote() for _ in range(6)]))
+"""
+
+
+def test_each_cache_is_filled_once(cluster, caches, s3_model, s3_environment):
+    """Six engines at once on three nodes, none of which sees the folder that another node prepared."""
+    command = [sys.executable, "-c", LOAD_EVERYWHERE, s3_model]
+    here = environment(cluster, **s3_environment, PYTHONPATH=str(Path(__file__).parent.parent))
+    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str([64] * 6)
+    assert len(makings(caches[0])) == 1  # for two nodes
+    assert len(makings(caches[2])) == 1
+
+
+def test_work_spreads_over_all_nodes(cluster, caches, s3_model, s3_environment, questions, tmp_path):
     out = tmp_path / "out"
     done = run_job(
         "conf=local_openvino",
@@ -97,18 +120,15 @@ def test_work_spreads_and_each_cache_is_filled_once(cluster, caches, s3_model, s
         f"input.path={questions}",
         f"output.path={out}",
         "generation.max_new_tokens=4",
-        "workers.size=6",
-        "workers.cpus=1",
-        "workers.resources.slot=0.5",
+        "workers.size=3",
         "workers.rows_per_block=1",
+        *ONE_EACH,
         env=environment(cluster, **s3_environment),
     )
     assert done.returncode == 0, done.stderr
     workers = check_answers(out, 8)
-    assert len(workers) == 6
     assert len({worker["node"] for worker in workers.values()}) == 3
-    assert len(makings(caches[0])) == 1  # for the four workers of two nodes
-    assert len(makings(caches[2])) == 1  # a node that does not see that cache made its own, once for two workers
+    assert sum(len(makings(cache)) for cache in set(caches)) == 2  # what was there is used
 
 
 def test_a_lost_node_costs_no_row(cluster, table, tmp_path):

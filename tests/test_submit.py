@@ -1,0 +1,133 @@
+"""`ray job submit` for real: a head of its own on loopback, with a token; the end of a job as its status, and its stop."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytest.importorskip("aiohttp_cors", reason="`ray job submit` needs the job server: pip install 'ray[default]'")
+
+
+def demo_module():
+    spec = importlib.util.spec_from_file_location("submit_demo", ROOT / "examples" / "submit_demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+demo = demo_module()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="hfray-"))  # short: the paths of Ray's sockets may have 107 characters
+    try:
+        with demo.head(folder, num_cpus=2) as found:
+            yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def ray_job(environment, *words: str, timeout: float = 180) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["ray", "job", *words], env=environment, capture_output=True, text=True, timeout=timeout, cwd="/"
+    )  # fmt: skip
+
+
+def details(environment, job: str) -> dict:
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    request = urllib.request.Request(
+        f"{environment['RAY_ADDRESS']}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def wait_for_end(environment, job: str) -> dict:
+    deadline = time.monotonic() + 120
+    while (found := details(environment, job))["status"] in ("PENDING", "RUNNING"):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
+    return found
+
+
+def row_ids(folder: Path) -> list[str]:
+    return ds.dataset(folder, format="parquet").to_table(columns=["row_id"])["row_id"].to_pylist()
+
+
+def test_no_token_no_job(environment):
+    stranger = {key: value for key, value in environment.items() if key != "RAY_AUTH_TOKEN_PATH"}
+    stranger["RAY_AUTH_TOKEN"] = "0" * 64
+    done = ray_job(stranger, "submit", "--", "echo", "hello")
+    assert done.returncode != 0
+    assert "hello" not in done.stdout
+
+
+def test_relative_paths_are_refused_and_the_exit_code_is_the_status(environment, questions):
+    """With the package that the cluster has installed: nothing is sent along."""
+    command = ["submit", "--submission-id", "relative", "--", "python", "-m", "jobs.batch", "conf=fake"]
+    done = ray_job(environment, *command, f"input.path={questions}", "output.path=answers")
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert "output.path=answers: is relative" in said
+    assert "absolute path" in said
+    assert "Traceback" not in said.split("Running entrypoint")[-1]
+    found = details(environment, "relative")
+    assert found["status"] == "FAILED"
+    assert found["driver_exit_code"] == 2
+
+
+def test_stopped_job_goes_on(environment, tmp_path):
+    """With this checkout as the working directory."""
+    table, out = tmp_path / "table.jsonl", tmp_path / "out"
+    table.write_text("".join(json.dumps({"question": f"Number {i}?"}) + "\n" for i in range(200)))
+    runtime = json.dumps({"excludes": demo.EXCLUDES})
+    submit = ["submit", "--working-dir", str(ROOT), "--runtime-env-json", runtime]
+    command = ["python", "-m", "jobs.batch", "conf=fake", f"input.path={table}", f"output.path={out}"]
+    slow = ["backend.step_seconds=0.1", "backend.tokens_per_step=4", "backend.batch_size=8", "output.flush_seconds=0.5"]
+    first = ray_job(environment, *submit, "--no-wait", "--submission-id", "first", "--", *command, *slow)
+    assert first.returncode == 0, first.stderr
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.parquet")):
+        assert details(environment, "first")["status"] in ("PENDING", "RUNNING"), ray_job(environment, "logs", "first")
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    ray_job(environment, "stop", "first")
+    assert wait_for_end(environment, "first")["status"] == "STOPPED"
+    written = len(row_ids(out))
+    assert 0 < written < 200
+    second = ray_job(environment, *submit, "--submission-id", "second", "--", *command)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert details(environment, "second")["status"] == "SUCCEEDED"
+    ids = row_ids(out)
+    assert len(ids) == len(set(ids)) == 200
+    logs = ray_job(environment, "logs", "second").stdout
+    ours = logs.split("Running entrypoint")[-1]
+    assert "200" in ours
+    assert not re.search(r"[\r\x1b]", ours.split("\n", 1)[1].rsplit("--------", 3)[0])  # plain lines in a log
+
+
+def test_all_that_was_started_ends(tmp_path):
+    """The demo ends its own processes, to the last, and none else (no `ray stop`)."""
+    import psutil
+
+    child = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"], start_new_session=True)
+    time.sleep(0.3)
+    family = psutil.Process(child.pid).children(recursive=True)
+    assert family
+    demo.end(child)
+    assert child.poll() is not None
+    assert not [member for member in family if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+    assert "ray stop" not in re.sub(r'""".*?"""', "", (ROOT / "examples" / "submit_demo.py").read_text(), flags=re.S)
