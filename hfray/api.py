@@ -30,7 +30,9 @@ from hfray.session import Session
 from hfray.streams import died, dump, stream_chat, stream_record, stream_text
 
 PAGE = Path(__file__).parent / "static" / "index.html"
-PAGE_POLICY = "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+PAGE_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+)
 STREAM = "text/event-stream"
 
 
@@ -70,6 +72,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+STREAMED = ERRORS | {200: {"content": {STREAM: {}}, "description": "The answer, or its parts as they come"}}
+
+
 def build_api(service: Service) -> FastAPI:
     """The ASGI application around a service."""
     api = FastAPI(
@@ -91,7 +96,7 @@ def build_api(service: Service) -> FastAPI:
 
 
 def _add_generation(api: FastAPI, service: Service) -> None:
-    @api.post("/v1/completions", responses=ERRORS, response_model=TextCompletion)
+    @api.post("/v1/completions", responses=STREAMED, response_model=TextCompletion)
     async def complete(body: protocol.CompletionRequest, request: Request) -> Any:
         """Go on from a prompt, or from each of several."""
 
@@ -103,7 +108,7 @@ def _add_generation(api: FastAPI, service: Service) -> None:
             return StreamingResponse(stream_text(session, header, body), media_type=STREAM)
         return _json(protocol.text_completion(header, await _completions(session), body.samples))
 
-    @api.post("/v1/chat/completions", responses=ERRORS, response_model=ChatCompletion)
+    @api.post("/v1/chat/completions", responses=STREAMED, response_model=ChatCompletion)
     async def chat(body: protocol.ChatRequest, request: Request) -> Any:
         """Answer a conversation, put through the model's chat template."""
         messages = [{**m, "content": _text(m["content"])} for m in (message.plain() for message in body.messages)]
@@ -117,7 +122,7 @@ def _add_generation(api: FastAPI, service: Service) -> None:
 def _add_records(api: FastAPI, service: Service) -> None:
     rows = RecordRow(service.settings.serve.id_column)
 
-    @api.post("/v1/records", responses=ERRORS)
+    @api.post("/v1/records", responses=STREAMED)
     async def answer_record(
         request: Request, record: Annotated[dict[str, Any], Body()], stream: bool = False
     ) -> dict[str, Any]:

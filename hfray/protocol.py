@@ -71,8 +71,8 @@ class GenerationRequest(BaseModel):
     stream_options: StreamOptions | None = None
     # Not OpenAI's, but common among servers of its protocol:
     top_k: int | None = Field(default=None, ge=0, le=TOKEN_LIMIT)
-    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=2, allow_inf_nan=False)
+    min_p: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=2, allow_inf_nan=False)
     min_tokens: int | None = Field(default=None, ge=0, le=TOKEN_LIMIT)
     ignore_eos: bool | None = None
 

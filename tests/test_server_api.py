@@ -224,7 +224,7 @@ def test_keys_that_cannot_be_read(tmp_path):
     empty = tmp_path / "empty"
     empty.write_text("\n")
     for keys in ("env:NO_SUCH_VARIABLE", f"file:{tmp_path}/none", f"file:{empty}"):
-        with pytest.raises(SettingsError, match="serve.api_keys"):
+        with pytest.raises(SettingsError, match=r"serve\.api_keys"):
             make(f"serve.api_keys={keys}")
 
 

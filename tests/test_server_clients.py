@@ -1,0 +1,189 @@
+"""The clients that people have, unchanged, against the real 135M model."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import openai
+import pytest
+from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
+
+from hfray.engines.load import load_engine
+from hfray.engines.loop import EngineLoop, Prompt
+from hfray.engines.params import GenerationParams
+from tests.serving import serving
+
+KEY = "test-key"
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def server(smollm2_ir):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFRAY_TEST_KEYS", KEY)
+        with serving("serve.api_keys=env:HFRAY_TEST_KEYS", "backend.kv_cache_gib=1") as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def model(client) -> str:
+    return client.models.list().data[0].id
+
+
+def test_models(client, model):
+    assert model == "SmolLM2-135M-Instruct.Q4_1"
+    assert client.models.retrieve(model).id == model
+
+
+def test_completion_is_what_the_engine_gives(client, model, smollm2_settings, smollm2_ir):
+    prompts = ["The capital of France is", "Two and two make"]
+    answer = client.completions.create(model=model, prompt=prompts, max_tokens=12, temperature=0)
+    loop = EngineLoop(load_engine(smollm2_settings, folder=smollm2_ir))
+    params = GenerationParams(max_new_tokens=12, temperature=0)
+    expected = loop.generate([Prompt(prompt) for prompt in prompts], params)
+    loop.close()
+    assert [choice.text for choice in answer.choices] == [completion.text for completion in expected]
+    assert [choice.finish_reason for choice in answer.choices] == [c.finish_reason for c in expected]
+    assert answer.usage.prompt_tokens == sum(c.num_prompt_tokens for c in expected)
+    assert answer.usage.completion_tokens == sum(c.num_generated_tokens for c in expected)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_chat_and_its_stream(client, model):
+    messages = [{"role": "user", "content": QUESTION}]
+    whole = client.chat.completions.create(model=model, messages=messages, max_tokens=24, temperature=0)
+    assert "Paris" in whole.choices[0].message.content
+    assert whole.choices[0].message.role == "assistant"
+    stream = client.chat.completions.create(
+        model=model,
+        messages=messages,
+        max_tokens=24,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 5
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage
+
+
+def test_finish_reasons(client, model):
+    ask = client.chat.completions.create
+    messages = [{"role": "user", "content": QUESTION}]
+    cut = ask(model=model, messages=messages, max_completion_tokens=3, temperature=0)
+    assert cut.choices[0].finish_reason == "length"
+    assert cut.usage.completion_tokens == 3
+    ended = ask(model=model, messages=messages, max_tokens=100, temperature=0)
+    assert ended.choices[0].finish_reason == "stop"
+    stopped = ask(model=model, messages=messages, max_tokens=100, temperature=0, stop=["France"])
+    assert stopped.choices[0].finish_reason == "stop"
+    assert "France" not in stopped.choices[0].message.content
+    assert ended.choices[0].message.content.startswith(stopped.choices[0].message.content)
+
+
+def test_seed_and_samples(client, model):
+    options = {"model": model, "prompt": "Once upon a time", "max_tokens": 10, "temperature": 1.0, "n": 3}
+    first = client.completions.create(seed=1, **options)
+    again = client.completions.create(seed=1, **options)
+    other = client.completions.create(seed=2, **options)
+    texts = [choice.text for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1, 2]
+    assert len(set(texts)) > 1
+    assert texts == [choice.text for choice in again.choices]
+    assert texts != [choice.text for choice in other.choices]
+
+
+def test_logprobs(client, model):
+    chat = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 6, "temperature": 0}
+    whole = client.chat.completions.create(**chat, logprobs=True).choices[0]
+    tokens = whole.logprobs.content
+    assert len(tokens) == 6
+    assert all(token.logprob <= 0 for token in tokens)
+    assert "".join(token.token for token in tokens) == whole.message.content
+    stream = client.chat.completions.create(**chat, logprobs=True, stream=True)
+    parts = [c.choices[0].logprobs for c in stream if c.choices and c.choices[0].logprobs]
+    streamed = [token for part in parts for token in part.content]
+    assert [token.token for token in streamed] == [token.token for token in tokens]
+    text = client.completions.create(model=model, prompt="The sky is", max_tokens=4, temperature=0, logprobs=0)
+    assert len(text.choices[0].logprobs.token_logprobs) == 4
+    assert "".join(text.choices[0].logprobs.tokens) == text.choices[0].text
+
+
+def test_errors_are_the_clients_own(client, model, server):
+    with pytest.raises(openai.BadRequestError, match=r"\d+ tokens, and the model's context holds \d+"):
+        client.completions.create(model=model, prompt="word " * 9000)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.completions.create(model=model, prompt="x", temperature=5)
+    with pytest.raises(openai.NotFoundError, match="gpt-9"):
+        client.completions.create(model="gpt-9", prompt="x")
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.completions.create(model=model, prompt="x" * 2_000_000)
+    assert caught.value.status_code == 413
+
+
+def test_extreme_sampling_does_not_kill_the_engine(client, model):
+    extremes = [
+        {"temperature": 1e-9},
+        {"temperature": 0.01, "top_p": 1e-9},
+        {"temperature": 2, "extra_body": {"top_k": 1, "min_p": 0.99, "repetition_penalty": 2.0}},
+        {"temperature": 2, "presence_penalty": -2, "frequency_penalty": -2, "extra_body": {"repetition_penalty": 0.01}},
+        {"temperature": 1, "extra_body": {"min_tokens": 1000, "ignore_eos": True}},
+        {"temperature": 1, "top_p": 1, "extra_body": {"min_p": 0.0, "top_k": 1 << 30}},
+    ]
+    for options in extremes:
+        answer = client.completions.create(model=model, prompt="x", max_tokens=3, **options)
+        assert answer.usage.completion_tokens <= 3
+    assert client.completions.create(model=model, prompt="", max_tokens=2).usage.completion_tokens == 2
+
+
+def test_many_at_once_get_what_each_gets_alone(server, model):
+    async def ask_all(prompts: list[str]) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=120) as many:
+            options = {"model": model, "max_tokens": 8, "temperature": 0}
+            answers = await asyncio.gather(*[many.completions.create(prompt=p, **options) for p in prompts])
+        return [answer.choices[0].text for answer in answers]
+
+    prompts = [f"{n} and {n} make" for n in range(12)]
+    together = asyncio.run(ask_all(prompts))
+    assert together == [asyncio.run(ask_all([prompt]))[0] for prompt in prompts]
+
+
+def test_langchain(server, model):
+    chat = ChatOpenAI(model=model, base_url=f"{server.url}/v1", api_key=KEY, temperature=0, max_tokens=24)
+    answer = chat.invoke([HumanMessage(QUESTION)])
+    assert "Paris" in answer.content
+    assert answer.response_metadata["finish_reason"] == "stop"
+    assert answer.usage_metadata["total_tokens"] == sum(
+        answer.usage_metadata[name] for name in ("input_tokens", "output_tokens")
+    )
+    pieces = list(chat.stream(QUESTION))
+    assert "".join(piece.content for piece in pieces) == answer.content
+    assert len(pieces) > 4
+    assert "France" not in chat.bind(stop=["France"]).invoke(QUESTION).content
+    assert [m.content for m in chat.batch([QUESTION, QUESTION])] == [answer.content] * 2
+    with pytest.raises(openai.AuthenticationError):
+        ChatOpenAI(model=model, base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).invoke("x")
+
+
+def test_record(server):
+    answer = httpx.post(
+        f"{server.url}/v1/records",
+        json={"question": "What is two and two?"},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=120,
+    ).json()
+    assert answer["prompt"] == "Question: What is two and two?\n\nAnswer: Let's think step by step."
+    assert answer["generated_text"]
+    assert answer["error"] is None
