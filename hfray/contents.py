@@ -90,7 +90,7 @@ class ErrorGroup:
 
 @dataclass(slots=True)
 class Contents:
-    """The counts; token counts are of rows that did not fail."""
+    """The counts: of the tokens of every prompt that was read, and of those generated for rows that did not fail."""
 
     rows: int = 0
     failed: int = 0
@@ -153,14 +153,14 @@ def _count(contents: Contents, batch: pa.RecordBatch, part: str, first: int) -> 
     run, good = run_of(part), pc.is_null(batch["error"])
     contents.rows += batch.num_rows
     contents.rows_by_run[run] += batch.num_rows
-    prompts = batch["num_prompt_tokens"].filter(good).to_numpy(zero_copy_only=False)
+    prompts = batch["num_prompt_tokens"].to_numpy(zero_copy_only=False)
     generated = batch["num_generated_tokens"].filter(good).to_numpy(zero_copy_only=False)
-    contents.prompt_tokens.add(prompts)
+    contents.prompt_tokens.add(prompts[prompts > 0])
     contents.generated_tokens.add(generated)
     contents.tokens_by_run[run] += int(generated.sum())
     reasons = pc.value_counts(batch["finish_reason"]).to_pylist()
     contents.finish_reasons.update({entry["values"]: entry["counts"] for entry in reasons})
-    failed = batch.num_rows - len(prompts)
+    failed = batch.num_rows - len(generated)
     contents.failed += failed
     contents.failed_by_run[run] += failed
     if failed:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hfray.batch import Summary
 from hfray.plan import WORKERS, Plan
-from hfray.progress import duration
+from hfray.progress import coarse, duration
 
 SNIPPET = 160  # characters of a prompt or an answer
 
@@ -84,7 +84,7 @@ def _print_estimates(console: Console, plan: Plan) -> None:
         table.add_column(heading, justify="right")
     for workers in WORKERS:
         cost = [] if plan.price is None else [_price(plan.cost(workers))]
-        table.add_row(str(workers), duration(plan.estimate(workers)), *cost)
+        table.add_row(str(workers), coarse(plan.estimate(workers)), *cost)
     console.print(table)
     if plan.trial.too_long or plan.trial.errors:
         console.print("Rows that fail take hardly any time; they are counted as if they did.", style="dim")
