@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench lint format clean
+.PHONY: help install demo test submit-demo chaos bench lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(INSTALLED) ## questions in, a real model's answers out: the main job in 
 
 test: $(INSTALLED) ## the whole test suite
 	$(BIN)/python -m pytest
+
+submit-demo: $(INSTALLED) ## the demo as `ray job submit` sends it, to a head started for it on this machine
+	$(BIN)/python examples/submit_demo.py
 
 chaos: $(INSTALLED) ## kill workers, drivers and nodes at random, and count what is lost (minutes)
 	$(BIN)/python -m tests.chaos
