@@ -20,7 +20,6 @@ ONE_EACH = ["workers.cpus=2", "workers.resources.slot=1"]
 # About 25 rows a second from one worker, written often.
 SLOW = ["conf=fake", "backend.step_seconds=0.05", "backend.tokens_per_step=4", "backend.batch_size=16"]
 SLOW += ["output.flush_seconds=1", "workers.rows_per_block=16"]
-ROWS = 500
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,9 @@ def cluster(caches, s3_environment):
     found.shutdown()
 
 
-@pytest.fixture
-def table(tmp_path) -> Path:
+def table_of(tmp_path: Path, rows: int) -> Path:
     path = tmp_path / "table.jsonl"
-    path.write_text("".join(json.dumps({"question": f"Number {i}?"}) + "\n" for i in range(ROWS)))
+    path.write_text("".join(json.dumps({"question": f"Number {i}?"}) + "\n" for i in range(rows)))
     return path
 
 
@@ -131,24 +129,27 @@ def test_work_spreads_over_all_nodes(cluster, caches, s3_model, s3_environment, 
     assert sum(len(makings(cache)) for cache in set(caches)) == 2  # what was there is used
 
 
-def test_a_lost_node_costs_no_row(cluster, table, tmp_path):
-    out = tmp_path / "out"
-    job = start_job(cluster, *SLOW, *ONE_EACH, f"input.path={table}", f"output.path={out}", "workers.size=[1,3]")
-    wait_for_rows(out, job, 100)
+def test_a_lost_node_costs_no_row(cluster, tmp_path):
+    out, rows = tmp_path / "out", 500
+    table = table_of(tmp_path, rows)
+    job = start_job(cluster, *SLOW, *ONE_EACH, f"input.path={table}", f"output.path={out}", "workers.size=3")
+    wait_for_rows(out, job, 50)
     cluster.remove_node(cluster.started.pop(), allow_graceful=False)
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
-    check_answers(out, ROWS)
+    workers = check_answers(out, rows)
+    assert sum(worker["deaths"] for worker in workers.values()) == 1
 
 
-def test_a_node_that_comes_is_used(cluster, table, tmp_path):
-    out = tmp_path / "out"
+def test_a_node_that_comes_is_used(cluster, tmp_path):
+    out, rows = tmp_path / "out", 1200
+    table = table_of(tmp_path, rows)
     before = len(cluster.started)
     job = start_job(cluster, *SLOW, *ONE_EACH, f"input.path={table}", f"output.path={out}", "workers.size=[1,3]")
-    wait_for_rows(out, job, 30)
+    wait_for_rows(out, job, 20)
     cluster.started.append(cluster.add_node(resources={"slot": 1}, **NODE))
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
-    workers = check_answers(out, ROWS)
+    workers = check_answers(out, rows)
     busy = {worker["node"] for worker in workers.values() if worker["rows"]}
     assert len(busy) == before + 1
