@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +44,7 @@ def connected(settings: BatchSettings) -> Iterator[Any]:
         logging.getLogger(name).setLevel(level)
     address = settings.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        with contextlib.nullcontext() if settings.verbose else _stderr_closed():
+        with _signals_kept(), contextlib.nullcontext() if settings.verbose else _stderr_closed():
             ray.init(
                 address,
                 include_dashboard=False if is_local(settings) else None,
@@ -60,6 +62,15 @@ def connected(settings: BatchSettings) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put our handler of SIGTERM back: `ray.init` sets one in C++ that ends the process with a stack dump."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -284,7 +284,8 @@ def test_no_gpu_is_exit_2_and_names_presets_that_run(questions, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, sent):
     path = write(tmp_path / "in.jsonl", [{"question": f"row {i}"} for i in range(400)])
     out = tmp_path / "out"
     slow = ["backend.step_seconds=0.5", "backend.batch_size=16", "workers.rows_per_block=16"]
@@ -293,7 +294,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
     deadline = time.time() + 90
     while not list(out.glob("*.parquet")) and time.time() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
