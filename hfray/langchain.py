@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
@@ -147,7 +148,7 @@ class HuggingFacePipeline(BaseLLM):
     def __reduce__(self) -> Any:
         if self._recipe is None:
             raise TypeError("made around a pipeline, this cannot be pickled: use HuggingFacePipeline.from_model_id")
-        return _rebuilt, (type(self), self._recipe)
+        return functools.partial(type(self).from_model_id, **self._recipe), ()
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
@@ -260,10 +261,6 @@ class HuggingFacePipeline(BaseLLM):
         if skip_prompt:
             given["return_full_text"] = False
         return self._local.call({**given, **own}, stop), skip_prompt
-
-
-def _rebuilt(cls: type[HuggingFacePipeline], recipe: dict[str, Any]) -> HuggingFacePipeline:
-    return cls.from_model_id(**recipe)
 
 
 def _result(prompts: list[str], call: Call, completions: list[Completion]) -> LLMResult:
