@@ -267,7 +267,11 @@ class EngineSettings:
     generation: dict[str, Any] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _ = self.params  # its errors name the key
+        if self.task == "text-generation" and (self.params.num_beams or 1) > 1:
+            raise ValueError(
+                f"generation.num_beams={self.params.num_beams}: beam search runs for sequence-to-sequence tasks only. "
+                "Drop it, or sample with generation.temperature."
+            )
 
     @property
     def params(self) -> GenerationParams:

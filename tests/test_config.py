@@ -80,6 +80,7 @@ def test_presets_are_what_they_promise():
         (["errors.max_fraction=2"], ["errors.max_fraction=2"]),
         (["task=chatting"], ["task='chatting'", "text-generation"]),
         (["conf=smollm2_cpu", "backend.ov_config.A=1"], ["backend.ov_config", "no such key"]),
+        (["generation.num_beams=4"], ["generation.num_beams=4", "sequence-to-sequence"]),
         (["backend=opnvino"], ["backend=opnvino", "openvino"]),
     ],
 )
