@@ -174,6 +174,11 @@ def _in_process(function: Callable, *args: object) -> None:
     done = subprocess.run([sys.executable, "-c", code, call], capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("hfray: ")]
+        if not said and "No module named 'torch'" in done.stderr:
+            said = [
+                "hfray: the model must be converted first, and torch, which does that, is not installed here. Install "
+                "hfray[export], or make an OpenVINO IR folder elsewhere with `python -m jobs.export` and name that."
+            ]
         raise SettingsError(said[-1].removeprefix("hfray: ") if said else _last(done.stderr))
 
 
