@@ -56,7 +56,7 @@ class Chaos:
     """A table, an undisturbed run over it, and faults to compare with that."""
 
     def __init__(self, folder: Path, times: int, seed: int) -> None:
-        self.folder, self.times, self.random = folder, times, random.Random(seed)  # noqa: S311  faults, not secrets
+        self.folder, self.times, self.random = folder, times, random.Random(seed)
         self.table = folder / "in.jsonl"
         self.table.write_text("".join(json.dumps({"question": f"row number {i}"}) + "\n" for i in range(ROWS)))
         self.log = folder / "answers.log"

@@ -213,7 +213,7 @@ def test_settings_that_cannot_be_used_start_nothing(pair):
         ([f"serve.port={pair.port}"], f"serve.port={pair.port}: cannot be listened on"),
         (["serve.host=0.0.0.0"], "serve.allow_public=true"),
         (["serve.api_keys=env:NO_SUCH_KEYS"], "NO_SUCH_KEYS"),
-        (["prompt.template={"], "prompt.template"),
+        (["prompt.template='{'"], "prompt.template"),
     ]:
         done = run_job("conf=fake", *options, module="jobs.serve", timeout=60)
         assert done.returncode == 2, done.stderr
