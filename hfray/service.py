@@ -11,6 +11,7 @@ from typing import Any
 
 from hfray.config import ServeSettings
 from hfray.engines.base import EngineDiedError
+from hfray.engines.process import ProcessEngine
 from hfray.guard import Admission, ApiError
 from hfray.metrics import ServiceMetrics, exposition
 from hfray.session import Session
@@ -41,7 +42,7 @@ class Service:
         self.settings, self.digests = settings, digests
         self.model_name = settings.serve.model_name or model_name(settings.model.source)
         self._death: EngineDiedError | None = None
-        self.worker = Worker(settings, None, threads, on_death=self._die)
+        self.worker = Worker(settings, None, threads, on_death=self._die, apart=True)
         loop = self.worker.loop
         self.admission = Admission(loop.engine.capacity + settings.serve.max_queue)
         self._metrics = ServiceMetrics(loop, self.admission)
@@ -55,6 +56,8 @@ class Service:
             self._die(EngineDiedError(f"no step for {stalled:.0f} s (workers.step_timeout)"))
             for session in list(self._sessions):
                 session.fail(self._death)
+            if isinstance(self.worker.loop.engine, ProcessEngine):
+                self.worker.loop.engine.kill()
         if self._death is not None:
             raise self._death
 

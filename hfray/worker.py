@@ -29,16 +29,24 @@ class Worker:
         settings: an `EngineSettings` that also has a `prompt`.
         folder: the prepared model folder, or None to prepare it here.
         threads: CPU threads for the engine.
+        apart: keep this process free while the engine steps (`hfray.engines.process.load_apart`).
     """
 
     def __init__(
-        self, settings: Any, folder: Path | None = None, threads: int | None = None, on_death: Any = None
+        self,
+        settings: Any,
+        folder: Path | None = None,
+        threads: int | None = None,
+        on_death: Any = None,
+        apart: bool = False,
     ) -> None:
         from hfray.engines.load import load_engine
+        from hfray.engines.process import load_apart
         from hfray.prompts import RecordPrompt
 
         self.settings = settings
-        self.loop = EngineLoop(load_engine(settings, folder=folder, threads=threads), on_death)
+        load = load_apart if apart else load_engine
+        self.loop = EngineLoop(load(settings, folder=folder, threads=threads), on_death)
         self.prompts = RecordPrompt(settings.prompt, self.loop.engine.tokenizer)
 
     async def answer(

@@ -111,7 +111,7 @@ class Client(FastHttpUser):
 
     def _read(self, response, sent: float) -> str:
         last, done = None, False
-        while line := response.readline():
+        while line := response.stream.readline(b"\n"):
             if not line.startswith(b"data: "):
                 continue
             if line.startswith(b"data: [DONE]"):

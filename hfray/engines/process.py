@@ -1,0 +1,141 @@
+"""An engine in a process of its own, seen from here as any other.
+
+OpenVINO GenAI holds Python's lock for the whole of a step (2026.4): in one process, nothing else runs but between
+steps. A batch job does little else; a server reads requests and writes tokens all the time, and took seconds to the
+first token that way. Here a step is a message out and a message back, and the wait for it holds no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from hfray.engines.base import Engine, EngineDiedError, Request, RequestError, StepOutput, Tokenizer
+from hfray.engines.load import SEQ2SEQ, load_engine
+
+CLOSE_SECONDS = 5.0
+
+
+class ProcessEngine(Engine):
+    """The engine of `settings`, loaded and stepped by a child process, which ends with this object or this process.
+
+    Args:
+        settings, folder, threads: as `load_engine` takes them.
+        tokenizer: the same model's, for this process.
+
+    Raises:
+        ValueError: as `load_engine`.
+        EngineDiedError: the child ended while it loaded.
+    """
+
+    def __init__(self, settings: Any, folder: Path, threads: int | None, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._connection, theirs = Pipe()
+        command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+        self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._unfinished: set[int] = set()
+        self._adds: list[Request] = []
+        self._cancels: list[int] = []
+        self._num_running = 0
+        self.capacity, self.context_length = self._ask((settings, folder, threads))
+
+    def add(self, request: Request) -> None:
+        self._unfinished.add(request.id)
+        self._adds.append(request)
+
+    def step(self) -> list[StepOutput]:
+        message, self._adds, self._cancels = (self._adds, self._cancels), [], []
+        outputs, self._num_running = self._ask(message)
+        for output in outputs:
+            if output.finish_reason is not None or output.error is not None:
+                self._unfinished.discard(output.request_id)
+        return outputs
+
+    def cancel(self, request_id: int) -> None:
+        if request_id in self._unfinished:
+            self._unfinished.discard(request_id)
+            self._cancels.append(request_id)
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._unfinished)
+
+    def kill(self) -> None:
+        """End the child at once, whatever it does; a step under way raises EngineDiedError. From any thread."""
+        self._child.kill()
+
+    def close(self) -> None:
+        self._connection.close()  # the child takes it as its end
+        try:
+            self._child.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+
+    def _ask(self, message: Any) -> Any:
+        try:
+            self._connection.send(message)
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            code = self._child.poll()
+            raise EngineDiedError(f"the engine's process ended (exit code {code})") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def load_apart(settings: Any, *, folder: Path | None = None, threads: int | None = None) -> Engine:
+    """As `load_engine`, in a process of its own where steps would hold up this one: OpenVINO's generation."""
+    if settings.backend.name != "openvino" or settings.task in SEQ2SEQ:
+        return load_engine(settings, folder=folder, threads=threads)
+    from hfray.engines.openvino import OpenVINOTokenizer
+
+    if folder is None:
+        from hfray.models import prepare
+
+        folder = prepare(settings)
+    return ProcessEngine(settings, folder, threads, OpenVINOTokenizer(folder))
+
+
+def _serve(connection: Connection) -> None:
+    """The child: load, then a step for each message, until the other end is closed."""
+    settings, folder, threads = connection.recv()
+    try:
+        engine = load_engine(settings, folder=folder, threads=threads)
+    except Exception as error:
+        connection.send(ValueError(str(error)) if isinstance(error, ValueError) else RuntimeError(repr(error)))
+        return
+    connection.send((engine.capacity, engine.context_length))
+    while True:
+        adds, cancels = connection.recv()
+        outputs = []
+        try:
+            for request in adds:
+                try:
+                    engine.add(request)
+                except RequestError as error:
+                    outputs.append(StepOutput(request.id, error=str(error)))
+            for request_id in cancels:
+                engine.cancel(request_id)
+            outputs += engine.step()
+        except Exception as error:
+            connection.send(EngineDiedError(f"{type(error).__name__}: {error}"))
+            return
+        connection.send((outputs, engine.num_running))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        _serve(Connection(int(sys.argv[1])))
+    os._exit(0)  # whatever threads the model library still has
