@@ -121,11 +121,12 @@ def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
             # As iter_internal_ref_bundles, which keeps the executor to itself; returns once the first workers are up.
             bundles, _, executor = answers._execute_to_iterator(capture_executor=False)
             executors.append(executor)
+            if stopping.is_set():  # the run ended while its workers were starting
+                executor.shutdown(force=True)
+                return
             for bundle in bundles:
-                for entry in () if stopping.is_set() else bundle.blocks:
+                for entry in bundle.blocks:
                     arrived.put((entry.ref, entry.metadata.num_rows))
-                if stopping.is_set():
-                    break
             arrived.put(None)
         except BaseException as error:
             arrived.put(error)

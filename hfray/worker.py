@@ -138,7 +138,8 @@ class BatchWorker:
     async def __call__(self, block: pa.Table) -> pa.Table:
         """The output rows of a block, in its order."""
         if self._worker is None:
-            await asyncio.sleep(3600)  # the monitor knows, and the driver is about to end the run
+            await asyncio.sleep(60)  # the monitor knows, and the driver is about to end the run
+            raise RuntimeError("this worker could not start")
         row_ids = block["row_id"].to_pylist()
         key = row_ids[0]
         deaths = await self._monitor.begin.remote(self._name, key, row_ids)
