@@ -128,7 +128,8 @@ class BatchWorker:
         try:
             self._worker = Worker(settings, folder, threads, on_death=_exit)
         except Exception as error:  # raising here would have Ray print its own tracebacks beside the one clear message
-            ray.get(monitor.failed.remote(self._name, f"a worker cannot start: {type(error).__name__}: {error}"))
+            self._failure = f"a worker cannot start: {type(error).__name__}: {error}"
+            ray.get(monitor.failed.remote(self._name, self._failure))
             return
         self._columns = self._worker.prompts.variables
         loop = self._worker.loop
@@ -138,8 +139,8 @@ class BatchWorker:
     async def __call__(self, block: pa.Table) -> pa.Table:
         """The output rows of a block, in its order."""
         if self._worker is None:
-            await asyncio.sleep(60)  # the monitor knows, and the driver is about to end the run
-            raise RuntimeError("this worker could not start")
+            await asyncio.sleep(3)  # the monitor knows, and the driver is about to end the run with the one cause
+            raise RuntimeError(self._failure)
         row_ids = block["row_id"].to_pylist()
         key = row_ids[0]
         deaths = await self._monitor.begin.remote(self._name, key, row_ids)
