@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import httpx
 import openai
+import psutil
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
@@ -187,3 +189,26 @@ def test_record(server):
     assert answer["prompt"] == "Question: What is two and two?\n\nAnswer: Let's think step by step."
     assert answer["generated_text"]
     assert answer["error"] is None
+
+
+def test_an_engine_that_ends_is_replaced_and_its_requests_are_told(server, client, model):
+    """Last: it ends the engine."""
+    stream = client.completions.create(
+        model=model, prompt="x", max_tokens=500, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    engines = [child for child in children if "hfray.engines.process" in " ".join(child.cmdline())]
+    assert len(engines) == 1
+    engines[0].kill()
+    with pytest.raises(openai.APIError, match="the engine died"):
+        list(stream)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            client.completions.create(model=model, prompt="x", max_tokens=2)
+            break
+        except openai.APIStatusError as error:
+            assert error.status_code in (500, 503)  # noqa: PT017
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
