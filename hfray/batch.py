@@ -132,7 +132,6 @@ def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None, record: Ru
     from hfray.pipeline import run_pipeline
     from hfray.progress import RunProgress
 
-    ray.data.DataContext.get_current().wait_for_min_actors_s = int(job.settings.workers.start_timeout)
     monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1, scheduling_strategy=home()).remote()
     pending: list[Any] = [monitor.snapshot.remote()]
     snapshot: dict[str, Any] = {}
@@ -182,6 +181,15 @@ def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Su
 def _stop_if_hopeless(job: Any, summary: Summary, snapshot: dict[str, Any]) -> None:
     if snapshot.get("cannot_start"):
         raise JobError(snapshot["cannot_start"])
+    limit = job.settings.workers.start_timeout
+    if "engine_ready" not in snapshot.get("timeline", {}) and time.time() - summary.timeline["model_ready"] > limit:
+        workers = job.settings.workers
+        extra = f", with {workers.resources | workers.labels}" if workers.resources or workers.labels else ""
+        raise JobError(
+            f"workers.start_timeout={limit:g}: no worker was ready by then. A worker books {job.reserved_cpus:g} CPUs and "
+            f"{job.gpus:g} GPUs on one node{extra}; `ray status` shows what the cluster has free. Make that "
+            "fit, or raise workers.start_timeout."
+        )
     allowed = job.settings.errors.max_fraction
     failed, rows = summary.failed_total + summary.written.failed, summary.written.rows
     wholesale = rows >= WHOLESALE_ROWS and summary.written.failed == rows and allowed < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import queue
@@ -111,27 +112,15 @@ def read_pending(table: Any, done: Any, size: int, batch: dict[str, Any]) -> Ite
 
 def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
     """The blocks' references as they come, and (None, 0) every so often while none does."""
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # a block may take hours; workers.step_timeout finds the hung
+    # As iter_internal_ref_bundles, which keeps the executor to itself and waits for the first block.
+    executor = answers._create_executor()
+    bundles = answers._build_bundle_iterator(executor)
     arrived: queue.Queue[Any] = queue.Queue(maxsize=64)
-    stopping = threading.Event()
-    executors: list[Any] = []
-
-    def pump() -> None:
-        try:
-            # As iter_internal_ref_bundles, which keeps the executor to itself; returns once the first workers are up.
-            bundles, _, executor = answers._execute_to_iterator(capture_executor=False)
-            executors.append(executor)
-            if stopping.is_set():  # the run ended while its workers were starting
-                executor.shutdown(force=True)
-                return
-            for bundle in bundles:
-                for entry in bundle.blocks:
-                    arrived.put((entry.ref, entry.metadata.num_rows))
-            arrived.put(None)
-        except BaseException as error:
-            arrived.put(error)
-
-    threading.Thread(target=pump, daemon=True).start()
+    pump = threading.Thread(target=_pump, args=(bundles, arrived), daemon=True)
+    pump.start()
     try:
         while True:
             try:
@@ -144,11 +133,23 @@ def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
                 raise item
             yield item
     finally:
-        # A run that ends early must end its workers too; Ray Data does so by itself only once its iterator is garbage,
-        # and the thread that waits for the next block keeps that from happening.
-        stopping.set()
-        for executor in executors:
-            executor.shutdown(force=True)
+        # A run that ends early must end its workers too, and no thread of it may use Ray after ray.shutdown: Ray would
+        # end the process, without a word.
+        executor.shutdown(force=True)
+        executor.join(timeout=60)
+        while pump.is_alive():
+            with contextlib.suppress(queue.Empty):
+                arrived.get(timeout=0.01)
+
+
+def _pump(bundles: Iterator[Any], arrived: queue.Queue[Any]) -> None:
+    try:
+        for bundle in bundles:
+            for entry in bundle.blocks:
+                arrived.put((entry.ref, entry.metadata.num_rows))
+        arrived.put(None)
+    except BaseException as error:
+        arrived.put(error)
 
 
 @dataclass(slots=True)
