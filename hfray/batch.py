@@ -132,7 +132,8 @@ def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None, record: Ru
     from hfray.pipeline import run_pipeline
     from hfray.progress import RunProgress
 
-    monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1, scheduling_strategy=home()).remote()
+    monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1, scheduling_strategy=home())
+    monitor = monitor.remote(summary.rows - summary.rows_done_before)
     pending: list[Any] = [monitor.snapshot.remote()]
     snapshot: dict[str, Any] = {}
 
@@ -171,10 +172,18 @@ def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Su
         "steps": steps,
         "share_of_full_steps": totals.get("full_steps", 0) / steps if steps else None,
         "busy_seconds": totals.get("busy_seconds"),
+        "rows_of_equal_prompts": totals.get("shared_rows", 0),
+        "saved_tokens": {
+            "generated": totals.get("saved_tokens", 0),
+            "prompts": totals.get("saved_prompt_tokens", 0),
+            "prefixes": totals.get("prefix_tokens", 0),
+        },
         "workers": snapshot.get("per_worker", {}),
         "workers_replaced": snapshot.get("deaths", 0),
     }
     summary.timeline |= snapshot.get("timeline", {})
+    full, last = summary.timeline.get("last_full_step"), summary.timeline.get("last_row")
+    summary.engine["tail_seconds"] = max(0.0, last - full) if full and last else None
     return snapshot
 
 

@@ -22,6 +22,7 @@ from hfray.config import BatchSettings, SettingsError, to_plain
 
 PREFIX_WORDS = 800  # about a thousand tokens
 LONG_WORDS = 600
+LENGTHS_WORDS = 160
 RESULT = re.compile(r"^RESULT .*?out_tokens=(?P<tokens>\d+) t=(?P<seconds>[\d.]+)", re.MULTILINE)
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -34,6 +35,16 @@ class BenchOptions:
     case: str = "questions"
     contestants: list[str] = Field(default_factory=lambda: ["genai", "engine", "job"])
     peers: dict[str, list[str]] = Field(default_factory=dict)
+    paths: dict[str, str | None] = Field(default_factory=dict)
+
+    def usable_peers(self) -> dict[str, list[str]]:
+        """The peers whose commands need no path that is not given."""
+        missing = ["{" + name + "}" for name, path in self.paths.items() if path is None]
+        return {
+            name: command
+            for name, command in self.peers.items()
+            if not any(path in part for path in missing for part in command)
+        }
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -71,7 +82,10 @@ def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
     records = write_case(settings, folder / "records.jsonl")
     model = {"ir" if settings.backend.name == "openvino" else "hf": str(prepare(settings))}
     model.setdefault("hf", str(fetch(settings.model)))
-    names = [*settings.bench.contestants, *settings.bench.peers]
+    peers = settings.bench.usable_peers()
+    if len(peers) < len(settings.bench.peers):
+        say(f"left out, their bench.paths not given: {', '.join(settings.bench.peers.keys() - peers.keys())}")
+    names = [*settings.bench.contestants, *peers]
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(settings.bench.rounds):
         for name in names:
@@ -108,8 +122,10 @@ def write_case(settings: BenchSettings, path: Path) -> int:
         questions = [questions[i // 2] if i % 10 in (1, 4, 7) else q for i, q in enumerate(questions)]
     elif case == "long":
         questions = [" ".join(filler[i * 7 : i * 7 + LONG_WORDS]) + "\n\n" + q for i, q in enumerate(questions)]
+    elif case == "lengths":  # with generation.max_length, which counts the prompt, and generation.ignore_eos=true
+        questions = [" ".join(filler[i * 7 : i * 7 + 4 + i * 37 % LENGTHS_WORDS]) for i in range(len(questions))]
     elif case != "questions":
-        raise SettingsError(f"bench.case={case}: must be questions, prefix, duplicates or long.")
+        raise SettingsError(f"bench.case={case}: must be questions, prefix, duplicates, long or lengths.")
     path.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions))
     return len(questions)
 
@@ -128,7 +144,7 @@ def format_table(result: dict[str, Any]) -> str:
 def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: dict[str, str]) -> Run:
     started = time.monotonic()
     if name in settings.bench.peers:
-        run = _run_peer(settings.bench.peers[name], folder, records, model)
+        run = _run_peer(settings.bench, name, folder, records, model)
     elif name == "job":
         run = _run_job(settings, folder)
     else:
@@ -138,8 +154,9 @@ def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: 
     return run
 
 
-def _run_peer(command: list[str], folder: Path, records: int, model: dict[str, str]) -> Run:
-    names = {
+def _run_peer(options: BenchOptions, name: str, folder: Path, records: int, model: dict[str, str]) -> Run:
+    command = options.peers[name]
+    names = options.paths | {
         "model": model.get("ir") or model["hf"],
         "hf": model["hf"],
         "prompts": folder / "records.jsonl",

@@ -29,6 +29,8 @@ OPEN_KEYS = (
     "workers.resources.",
     "workers.labels.",
     "prompt._target_",
+    "bench.peers.",
+    "bench.paths.",
 )
 SECRET_KEY = re.compile(r"(.*_)?(token|secret|password|api_keys?|access_key)", re.I)
 T = TypeVar("T")

@@ -44,6 +44,21 @@ def context_length(folder: Path) -> int | None:
     return None
 
 
+def kv_values_per_token(folder: Path) -> int | None:
+    """How many numbers the KV cache holds for a token, or None where the config does not tell."""
+    config = read_config(folder)
+    config = config.get("text_config") or config
+
+    def first(*keys: str) -> int | None:
+        return next((config[key] for key in keys if isinstance(config.get(key), int) and config[key] > 0), None)
+
+    layers, heads = first("num_hidden_layers", "n_layer", "num_layers"), first("num_attention_heads", "n_head")
+    hidden, kv_heads = first("hidden_size", "n_embd", "d_model"), first("num_key_value_heads")
+    if not (layers and heads and hidden):
+        return None
+    return 2 * layers * (kv_heads or heads) * (first("head_dim") or hidden // heads)
+
+
 def model_type(folder: Path) -> str:
     """The architecture's name as in `config.json`, or ""."""
     return read_config(folder).get("model_type", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hfray.engines.loop import LoopStats
@@ -13,6 +13,7 @@ from hfray.engines.loop import LoopStats
 # groups; of three, alone; and a row that was alone at the fourth is the one to blame.
 GROUP_SIZES = {2: 8, 3: 1}
 FATAL_DEATHS = 4
+COUNTERS = [f.name for f in fields(LoopStats) if f.name not in ("last_full", "running", "waiting", "capacity")]
 MAX_FAILED_STARTS = 3  # in a row, of one worker, before the run is given up
 
 
@@ -37,9 +38,14 @@ class WorkerState:
 
 
 class Monitor:
-    """Workers report here; the driver looks once a second. Every call returns at once."""
+    """Workers report here; the driver looks once a second. Every call returns at once.
 
-    def __init__(self) -> None:
+    Args:
+        pending: rows that this run has to do.
+    """
+
+    def __init__(self, pending: int) -> None:
+        self._left = pending  # rows that no worker has begun
         self._workers: dict[str, WorkerState] = {}
         self._suspects: Counter[str] = Counter()
         self._timeline: dict[str, float] = {}
@@ -68,6 +74,7 @@ class Monitor:
     def begin(self, worker: str, block: str, row_ids: list[str]) -> dict[str, int]:
         """A worker takes rows in; returns how many deaths each suspect among them has been at."""
         self._workers[worker].in_flight[block] = row_ids
+        self._left -= len(row_ids)
         return {i: self._suspects[i] for i in row_ids if self._suspects.get(i)} if self._suspects else {}
 
     def run_alone(self, worker: str, row_ids: list[str]) -> None:
@@ -83,12 +90,15 @@ class Monitor:
         for row_id in row_ids if self._suspects else ():
             self._suspects.pop(row_id, None)
 
-    def report(self, worker: str, stats: LoopStats) -> None:
-        """A worker's counters, once a second."""
+    def report(self, worker: str, stats: LoopStats) -> bool:
+        """A worker's counters, once a second; returns whether the table is at its end: every row has been begun."""
         state = self._workers[worker]
         state.stats, state.seen = stats, time.time()
         if stats.rows:
             self._timeline.setdefault("first_row", time.time())
+        if stats.last_full:
+            self._timeline["last_full_step"] = max(stats.last_full, self._timeline.get("last_full_step", 0.0))
+        return self._left <= 0
 
     def snapshot(self) -> dict[str, Any]:
         """Totals over all workers and processes; see the keys below."""
@@ -96,7 +106,7 @@ class Monitor:
         totals: Counter[str] = Counter()
         for state in workers:
             for stats in (state.base, state.stats):
-                totals.update(asdict(stats))
+                totals.update({name: getattr(stats, name) for name in COUNTERS})
         now = [state.stats for state in workers if state.ready]
         return {
             "totals": dict(totals),
@@ -123,10 +133,11 @@ class Monitor:
                 f"a worker's process ended while it loaded the model, {state.failed_starts} times in a row "
                 f"(node {state.node}). Its memory may be too small for the model; see Ray's logs of that node"
             )
+        self._left += sum(map(len, state.in_flight.values()))
         blamed = state.alone or [row_id for rows in state.in_flight.values() for row_id in rows]
         self._suspects.update(blamed)
         gone = state.stats
         gone.rows = state.finished_rows - state.base.rows  # rows of unfinished blocks are done again
-        for name in ("steps", "full_steps", "rows", "failed_rows", "prompt_tokens", "generated_tokens", "busy_seconds"):
+        for name in COUNTERS:
             setattr(state.base, name, getattr(state.base, name) + getattr(gone, name))
         state.stats, state.in_flight, state.alone = LoopStats(), {}, []

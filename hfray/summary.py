@@ -121,6 +121,15 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
         ("finish", ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.finish_reasons.items()))),
         ("failed", f"{written.failed:,}" + "".join(f"\n{n:,} x {e[:200]}" for e, n in written.errors.most_common(3))),
     ]
+    saved = summary.engine.get("saved_tokens", {})
+    if any(saved.values()):
+        equal = summary.engine["rows_of_equal_prompts"]
+        words = f"{saved['generated']:,} of {equal:,} rows with equal prompts, " if equal else ""
+        lines.append(("saved", f"{words}{saved['prompts'] + saved['prefixes']:,} tokens of prompts"))
+    if summary.engine.get("share_of_full_steps") is not None:
+        tail = summary.engine.get("tail_seconds")
+        share = f"{summary.engine['share_of_full_steps']:.0%} of the steps at least 80 % full"
+        lines.append(("engine", share + (f", then a tail of {duration(tail)}" if tail else "")))
     if summary.engine.get("workers_replaced"):
         lines.append(("workers", f"{summary.engine['workers_replaced']} replaced"))
     return lines

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ class Worker:
         from hfray.engines.process import load_apart
         from hfray.prompts import RecordPrompt
 
-        self.settings = settings
+        self.settings, self._params = settings, settings.params
         load = load_apart if apart else load_engine
         self.loop = EngineLoop(load(settings, folder=folder, threads=threads), on_death)
         self.prompts = RecordPrompt(settings.prompt, self.loop.engine.tokenizer)
@@ -65,7 +67,7 @@ class Worker:
         return answers.prompts, answers.completions
 
     def _submit(self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None], answers: _Answers) -> None:
-        params = self.settings.params
+        prompts: list[tuple[str, int, Prompt]] = []
         for i, (row, error) in enumerate(zip(rows, errors, strict=True)):
             try:
                 if error is not None:
@@ -75,7 +77,10 @@ class Worker:
                 answers.put(i, Completion(error=str(fault)))
                 continue
             answers.prompts[i] = prompt.text
-            self.loop.submit(prompt, params, lambda outcome, i=i: answers.put(i, outcome))
+            prompts.append((prompt.text, i, prompt))
+        prompts.sort(key=itemgetter(0))  # those that begin alike one after the other: the prefix cache has them then
+        for _, i, prompt in prompts:
+            self.loop.submit(prompt, self._params, functools.partial(answers.put, i), share=True)
 
 
 class _Answers:
@@ -180,12 +185,15 @@ class BatchWorker:
         return prompts, completions
 
     def _heartbeat(self, step_timeout: float) -> None:
+        import ray
+
         loop = self._worker.loop
         metrics = WorkerMetrics(self._worker.settings.model.source)
         while True:
             time.sleep(HEARTBEAT_SECONDS)
             metrics.update(loop.stats)
-            self._monitor.report.remote(self._name, loop.stats)
+            if ray.get(self._monitor.report.remote(self._name, loop.stats)):
+                loop.expect_end()
             if loop.stalled_for() > step_timeout:
                 _exit(EngineDiedError(f"no step for {step_timeout:.0f} s (workers.step_timeout)"))
 

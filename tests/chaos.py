@@ -25,7 +25,7 @@ import pyarrow.dataset as ds
 from rich.console import Console
 from rich.table import Table
 
-ROWS = 600
+ROWS = 4000
 SLOW = [
     "conf=fake",
     "backend.step_seconds=0.4",

@@ -65,6 +65,18 @@ def test_one_row_in_one_row_out(questions, tmp_path):
     assert pq.ParquetFile(part).metadata.row_group(0).column(0).compression == "ZSTD"
 
 
+def test_equal_prompts_are_answered_once_and_all_have_their_row(tmp_path):
+    path = write(tmp_path / "in.jsonl", [{"question": f"row {i % 20}", "n": i} for i in range(80)])
+    log = tmp_path / "log"
+    summary = job(path, tmp_path / "out", f"backend.answer_log={log}", "workers.rows_per_block=16")
+    rows = rows_of(tmp_path / "out")
+    assert sorted(row["n"] for row in rows) == list(range(80))
+    assert len({(row["question"], row["generated_text"]) for row in rows}) == 20
+    assert len(log.read_text().splitlines()) == 20
+    assert summary.engine["rows_of_equal_prompts"] == 60
+    assert summary.engine["saved_tokens"]["generated"] == sum(row["num_generated_tokens"] for row in rows) * 3 / 4
+
+
 def test_run_and_summary_files(questions, tmp_path):
     job(questions, tmp_path / "out")
     run = json.loads((tmp_path / "out/_hfray/run.json").read_text())

@@ -6,12 +6,16 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 import torch
 
+from hfray.engines.base import Request as GenRequest
+from hfray.engines.lengths import ExpectedLength
 from hfray.engines.loop import EngineLoop, Prompt
 from hfray.engines.params import GenerationParams, RequestError
+from hfray.engines.prefixes import PrefixIndex
 from tests.conftest import QUESTIONS
 
 ENGINES = ["fake", "transformers-gpt2", "transformers-bloom", "transformers-llama", "openvino-gpt2"]
@@ -106,11 +110,83 @@ def test_a_prompt_too_long_fails_alone_and_says_both_lengths(loop):
     assert "tokens" in bad.error
 
 
+def test_a_row_at_the_context_end_does_not_break_the_others(loop):
+    """Finished rows stay in a batch for a while; they must not run on past the model's last position."""
+    params = GenerationParams(max_new_tokens=200, temperature=0, ignore_eos=True)
+    prompts = [Prompt("row " * count) for count in (20, 2, 3, 4, 5, 6)]
+    together = loop.generate(prompts, params)
+    assert all(c.error is None and c.finish_reason == "length" for c in together)
+    assert texts(together) == [loop.generate([prompt], params)[0].text for prompt in prompts]
+
+
 @pytest.mark.parametrize("text", ["", "😀 emoji 👩‍👩‍👧", "שלום עולם مرحبا", "nul \x00 inside", "lone \ud800 surrogate"])
 def test_odd_text_is_answered(loop, text):
     completion = loop.generate([Prompt(text)], GenerationParams(max_new_tokens=4, temperature=0))[0]
     assert completion.error is None
     assert isinstance(completion.text, str)
+
+
+def test_equal_prompts_are_generated_once(loop):
+    params = GenerationParams(max_new_tokens=12, temperature=1.0, seed=5)
+    alone = loop.generate(PROMPTS, params)
+    before = loop.stats.generated_tokens
+    for texts_of_a_round in (_shared(loop, params), _shared(loop, params)):  # under way, then done lately
+        assert texts_of_a_round == [c.text for c in alone for _ in range(3)]
+    assert loop.stats.generated_tokens - before == sum(c.num_generated_tokens for c in alone)
+    assert loop.stats.shared_rows == 5 * len(PROMPTS)
+    assert loop.stats.saved_tokens == 5 * sum(c.num_generated_tokens for c in alone)
+    other = GenerationParams(max_new_tokens=12, temperature=1.0, seed=6)
+    assert _shared(loop, other)[::3] == texts(loop.generate(PROMPTS, other))  # other settings share nothing
+
+
+def _shared(loop, params):
+    futures = [Future() for _ in range(3 * len(PROMPTS))]
+    for i, future in enumerate(futures):
+        loop.submit(PROMPTS[i // 3], params, future.set_result, share=True)
+    return [future.result(timeout=60).text for future in futures]
+
+
+def test_a_shared_prompt_that_fails_tells_all_who_share_it(loop):
+    futures = [Future() for _ in range(3)]
+    for future in futures:
+        loop.submit(Prompt("word " * 200), GenerationParams(temperature=0), future.set_result, share=True)
+    assert all("128" in future.result(timeout=60).error for future in futures)
+
+
+@pytest.mark.parametrize("name", ["transformers-gpt2", "openvino-gpt2"])
+def test_near_the_end_the_longest_go_first(request, name):
+    """With max_length, which counts the prompt, the shortest prompts have the longest completions."""
+    engine = make_engine(name, request, capacity=1)
+    engine.ending = True
+    params = GenerationParams(max_length=100, temperature=0, ignore_eos=True)
+    finished = []
+    for number, length in enumerate([90, 5, 60, 30]):
+        engine.add(GenRequest(id=number, prompt_ids=[7] * length, max_new_tokens=100 - length, params=params))
+    while engine.num_unfinished:
+        finished += [output.request_id for output in engine.step() if output.finish_reason]
+    assert finished == [1, 3, 2, 0]
+    engine.close()
+
+
+def test_expected_lengths_follow_the_prompts():
+    expected, params = ExpectedLength(), GenerationParams()
+    long, short = (GenRequest(id=i, prompt_ids=[1] * n, max_new_tokens=90, params=params) for i, n in ((0, 60), (1, 4)))
+    assert expected.of(long) == expected.of(short) == 90  # nothing is known yet
+    for prompt_tokens in range(40):
+        expected.observe(prompt_tokens, 3 * prompt_tokens + 2)
+    assert expected.of(short) == pytest.approx(14)
+    assert expected.of(long) == 90  # never more than is allowed
+
+
+def test_prefixes_are_found_in_whole_blocks_and_the_oldest_forgotten():
+    index = PrefixIndex(tokens=8 * 32)
+    head = list(range(64))
+    assert index.add([*head, 1, 2, 3]) == 0
+    assert index.add([*head, 4, 5, 6]) == 64
+    assert index.add([9, *head]) == 0  # a beginning, not a part
+    assert index.add(head) == 63  # the last token is computed in any case
+    index.add(list(range(1000, 1000 + 8 * 32)))
+    assert index.add([*head, 1, 2, 3]) == 0
 
 
 def test_cancelling_frees_the_engine(loop):

@@ -74,12 +74,16 @@ class Engine(ABC):
         tokenizer: the model's.
         context_length: most tokens of prompt and completion together, or None where the model sets no bound.
         capacity: how many requests run in one step at most; more may be added, and wait.
+        ending: set by the caller once no more requests will come: the engine then starts the longest first.
+        prefix_tokens: prompt tokens that were found in the prefix cache, and not computed again.
         continues_prompt: whether a completion's text goes on where the prompt's ends (not so for a translation).
     """
 
     tokenizer: Tokenizer
     context_length: int | None
     capacity: int
+    ending: bool = False
+    prefix_tokens: int = 0
     continues_prompt: bool = True
 
     def room(self, params: GenerationParams, prompt_tokens: int) -> int:

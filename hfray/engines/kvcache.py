@@ -52,9 +52,13 @@ class BatchCache:
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         self.mask = mask
 
-    def extend_mask(self) -> torch.Tensor:
-        """Count one more position for every row; returns the mask."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones((self.mask.shape[0], 1))], dim=1)
+    def extend_mask(self, alive: list[bool]) -> torch.Tensor:
+        """One more position, which only rows that are alive have: others' must not run past the model's last.
+
+        Returns the mask.
+        """
+        column = torch.tensor(alive, dtype=self.mask.dtype, device=self.mask.device)[:, None]
+        self.mask = torch.cat([self.mask, column], dim=1)
         return self.mask
 
     def keep(self, rows: list[int]) -> None:

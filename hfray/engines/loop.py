@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hfray.engines.base import Engine, EngineDiedError, GenerationParams, Request, RequestError, StepOutput
+from hfray.engines.shared import RecentCompletions, share_key
 from hfray.engines.text import CompletionText
 
 Outcome = "Completion | EngineDiedError"
@@ -40,7 +42,12 @@ class Completion:
 
 @dataclass(slots=True)
 class LoopStats:
-    """Counters since the loop started; all grow, but `running`, `waiting` and `capacity`, which are now."""
+    """Counters since the loop started; all grow, but `running`, `waiting` and `capacity`, which are now.
+
+    Prompt and generated tokens are the engine's own; those of rows served by an equal prompt's completion are the
+    saved ones. `prefix_tokens` are the prompt tokens that the prefix cache had already; `last_full` is `time.time()` of
+    the last full step.
+    """
 
     steps: int = 0
     full_steps: int = 0
@@ -48,7 +55,12 @@ class LoopStats:
     failed_rows: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    shared_rows: int = 0
+    saved_prompt_tokens: int = 0
+    saved_tokens: int = 0
+    prefix_tokens: int = 0
     busy_seconds: float = 0.0
+    last_full: float = 0.0
     running: int = 0
     waiting: int = 0
     capacity: int = 0
@@ -61,6 +73,8 @@ class _Sequence:
     on_done: Callable[[Completion | EngineDiedError], None]
     on_text: Callable[[str], None] | None
     on_step: Callable[[StepOutput], None] | None
+    key: Any = None  # of the prompts that share this completion
+    followers: list[Callable[[Completion | EngineDiedError], None]] = field(default_factory=list)
     num_generated: int = 0
     logprobs: list = field(default_factory=list)
 
@@ -78,6 +92,8 @@ class EngineLoop:
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._sequences: dict[int, _Sequence] = {}
+        self._leaders: dict[Any, _Sequence] = {}
+        self._recent = RecentCompletions()
         self._ids = itertools.count(1)
         self._closing = False
         self._died: EngineDiedError | None = None
@@ -95,6 +111,7 @@ class EngineLoop:
         on_text: Callable[[str], None] | None = None,
         sample: int = 0,
         on_step: Callable[[StepOutput], None] | None = None,
+        share: bool = False,
     ) -> int | None:
         """Send a prompt to the engine; returns its id for `cancel`, or None where it failed at once.
 
@@ -103,6 +120,8 @@ class EngineLoop:
             on_text: called with each new piece of text, for streaming.
             sample: which of several completions of one prompt this is; each has its own seed.
             on_step: called with each step's own output, before `on_text`: for timing, and log-probabilities as they come.
+            share: take the completion of an equal prompt that is under way or was done lately; it is then called with
+                that one's, without token ids, and cannot be cancelled.
         """
         try:
             request = self._request(prompt, params, sample)
@@ -112,13 +131,18 @@ class EngineLoop:
             return None
         before = request.prompt_ids if self.engine.continues_prompt else []
         text = CompletionText(self.engine.tokenizer, before, params.stop_strings, on_text is not None)
-        sequence = _Sequence(request, text, on_done, on_text, on_step)
+        key = share_key(prompt, params) if share else None
+        sequence = _Sequence(request, text, on_done, on_text, on_step, key)
         self._inbox.put(lambda: self._add(sequence))
         return request.id
 
     def cancel(self, request_id: int) -> None:
         """Drop a request; its slot is free from the next step on. Its callbacks are not called any more."""
         self._inbox.put(lambda: self._cancel(request_id))
+
+    def expect_end(self) -> None:
+        """Say that no more prompts will come: the engine now takes the longest first, so that the tail is short."""
+        self.engine.ending = True
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> list[Completion]:
         """Complete prompts and wait; completions are in the prompts' order. Raises EngineDiedError."""
@@ -180,7 +204,10 @@ class EngineLoop:
         stats, running = self.stats, self.engine.num_running
         stats.busy_seconds += time.monotonic() - started
         stats.steps += 1
-        stats.full_steps += running >= FULL * self.engine.capacity
+        if running >= FULL * self.engine.capacity:
+            stats.full_steps += 1
+            stats.last_full = time.time()
+        stats.prefix_tokens = self.engine.prefix_tokens
         stats.running, stats.waiting = running, max(0, unfinished - running)
         for output in outputs:
             self._advance(output)
@@ -189,6 +216,8 @@ class EngineLoop:
         if self._died is not None:
             sequence.on_done(self._died)
             return
+        if sequence.key is not None and self._shares(sequence):
+            return
         try:
             self.engine.add(sequence.request)
         except RequestError as error:
@@ -196,9 +225,32 @@ class EngineLoop:
             return
         self._sequences[sequence.request.id] = sequence
 
+    def _shares(self, sequence: _Sequence) -> bool:
+        """Whether an equal prompt's completion serves this one; if not, it is the one that serves others."""
+        done = self._recent.get(sequence.key)
+        if done is not None:
+            self._serve(sequence.on_done, done)
+            return True
+        leader = self._leaders.setdefault(sequence.key, sequence)
+        if leader is not sequence:
+            leader.followers.append(sequence.on_done)
+        return leader is not sequence
+
+    def _serve(self, on_done: Callable[[Completion | EngineDiedError], None], completion: Completion) -> None:
+        stats = self.stats
+        stats.rows += 1
+        stats.shared_rows += 1
+        stats.failed_rows += completion.error is not None
+        stats.saved_prompt_tokens += completion.num_prompt_tokens
+        stats.saved_tokens += completion.num_generated_tokens
+        on_done(completion)
+
     def _cancel(self, request_id: int) -> None:
-        if self._sequences.pop(request_id, None) is not None and self._died is None:
-            self.engine.cancel(request_id)
+        sequence = self._sequences.get(request_id)
+        if sequence is None or sequence.key is not None or self._died is not None:
+            return
+        del self._sequences[request_id]
+        self.engine.cancel(request_id)
 
     def _advance(self, output: StepOutput) -> None:
         sequence = self._sequences.get(output.request_id)
@@ -235,14 +287,24 @@ class EngineLoop:
         stats.prompt_tokens += completion.num_prompt_tokens
         stats.generated_tokens += completion.num_generated_tokens
         sequence.on_done(completion)
+        if sequence.key is None:
+            return
+        self._leaders.pop(sequence.key, None)
+        lean = replace(completion, token_ids=[], logprobs=[])
+        if completion.error is None:
+            self._recent.put(sequence.key, lean)
+        for follower in sequence.followers:
+            self._serve(follower, lean)
 
     def _die(self, error: EngineDiedError) -> None:
         self._died = error
         if self._on_death is not None and not self._closing:
             self._on_death(error)
         for sequence in self._sequences.values():
-            sequence.on_done(error)
+            for on_done in (sequence.on_done, *sequence.followers):
+                on_done(error)
         self._sequences.clear()
+        self._leaders.clear()
 
 
 def resolve(future: Future[Completion], outcome: Completion | EngineDiedError) -> None:

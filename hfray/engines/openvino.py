@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import openvino_genai as genai
 import psutil
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
-from hfray.modelfolder import context_length
+from hfray.engines.lengths import ExpectedLength
+from hfray.engines.prefixes import PrefixIndex
+from hfray.modelfolder import context_length, kv_values_per_token
 
 KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
 KV_CACHE_GIB = (1, 16)  # ... within these bounds
@@ -45,6 +48,15 @@ class OpenVINOTokenizer:
         if not self._tokenizer.chat_template:
             raise ValueError("prompt.chat=true: the model has no chat template. Use prompt.chat=false.")
         return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request in the pipeline."""
+
+    request: Request
+    handle: genai.GenerationHandle
+    generated: int = 0
 
 
 class OpenVINOEngine(Engine):
@@ -88,30 +100,39 @@ class OpenVINOEngine(Engine):
                 f"backend.ov_config={json.dumps(dict(properties or {}))}: {error}"
             ) from error
         self._defaults = self._pipeline.get_config()
-        self._handles: dict[int, genai.GenerationHandle] = {}
+        self._running: dict[int, _Running] = {}
+        self._waiting: dict[int, Request] = {}
+        self._expected = ExpectedLength()
+        values = kv_values_per_token(folder) or 1
+        self._prefixes = PrefixIndex((self._kv_cache_gib << 30) // (4 * values)) if prefix_caching else None
         self._num_running = 0
 
     def add(self, request: Request) -> None:
-        ids = openvino.Tensor(_row(request.prompt_ids))
-        self._handles[request.id] = self._pipeline.add_request(request.id, ids, self._config(request))
+        if (request.params.num_beams or 1) > 1:
+            raise RequestError("generation.num_beams > 1 is not supported by backend=openvino; use transformers")
+        self._waiting[request.id] = request
 
     def step(self) -> list[StepOutput]:
+        self._start()
         self._pipeline.step()
         self._num_running = self._pipeline.get_metrics().scheduled_requests
         outputs = []
-        for request_id, handle in list(self._handles.items()):
-            output = self._read(request_id, handle)
+        for request_id, running in list(self._running.items()):
+            output = self._read(request_id, running.handle)
             if output is None:
                 continue
             outputs.append(output)
+            running.generated += len(output.token_ids)
             if output.finish_reason is not None or output.error is not None:
-                del self._handles[request_id]
+                self._expected.observe(len(running.request.prompt_ids), running.generated)
+                del self._running[request_id]
         return outputs
 
     def cancel(self, request_id: int) -> None:
-        handle = self._handles.pop(request_id, None)
-        if handle is not None:
-            handle.cancel()
+        self._waiting.pop(request_id, None)
+        running = self._running.pop(request_id, None)
+        if running is not None:
+            running.handle.cancel()
 
     @property
     def num_running(self) -> int:
@@ -119,11 +140,31 @@ class OpenVINOEngine(Engine):
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._handles)
+        return len(self._running) + len(self._waiting)
 
     def close(self) -> None:
-        self._handles.clear()
+        self._running.clear()
+        self._waiting.clear()
         self._pipeline = None
+
+    def _start(self) -> None:
+        """Hand waiting requests to the pipeline: in their order, and near the end those expected to be longest.
+
+        No more than run at once: the pipeline runs all that it has (2026.4; `max_num_seqs` does not bind it).
+        """
+        room = self.capacity - len(self._running)
+        if room <= 0 or not self._waiting:
+            return
+        waiting = list(self._waiting.values())
+        if self.ending:
+            waiting.sort(key=self._expected.of, reverse=True)
+        for request in waiting[:room]:
+            del self._waiting[request.id]
+            if self._prefixes is not None:
+                self.prefix_tokens += self._prefixes.add(request.prompt_ids)
+            ids = openvino.Tensor(_row(request.prompt_ids))
+            handle = self._pipeline.add_request(request.id, ids, self._config(request))
+            self._running[request.id] = _Running(request, handle)
 
     def _read(self, request_id: int, handle: genai.GenerationHandle) -> StepOutput | None:
         if not handle.can_read():
@@ -152,8 +193,6 @@ class OpenVINOEngine(Engine):
 
     def _config(self, request: Request) -> genai.GenerationConfig:
         params, config = request.params, genai.GenerationConfig()
-        if (params.num_beams or 1) > 1:
-            raise RequestError("generation.num_beams > 1 is not supported by backend=openvino; use transformers")
         config.eos_token_id = self._defaults.eos_token_id
         config.stop_token_ids = self._defaults.stop_token_ids
         config.max_new_tokens = request.max_new_tokens

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfray.engines.base import Engine, Request, StepOutput
 from hfray.engines.kvcache import BatchCache
+from hfray.engines.lengths import ExpectedLength
 from hfray.engines.sampling import Row, Sampler
 from hfray.modelfolder import context_length, has_tokenizer
 
@@ -121,6 +122,7 @@ class TransformersEngine(Engine):
         self._waiting: list[Row] = []
         self._rows: list[Row | None] = []  # None: finished, still in the batch until it is thinned out
         self._batch: BatchCache | None = None
+        self._expected = ExpectedLength()
         self._num_running = 0
 
     @classmethod
@@ -201,7 +203,7 @@ class TransformersEngine(Engine):
             self._batch, self._rows = None, []
             return []
         last = torch.tensor([[row.tokens[-1] if row else 0] for row in self._rows])
-        self._batch.extend_mask()
+        self._batch.extend_mask([row is not None for row in self._rows])
         logits = self._forward(last, self._batch)
         return self._accept([self._rows[i] for i in alive], logits[torch.tensor(alive, device=logits.device)])
 
@@ -231,6 +233,7 @@ class TransformersEngine(Engine):
                     output.logprobs.append(self._sampler.logprobs(logits[i], row, token))
             if ended or len(row.tokens) >= row.request.max_new_tokens:
                 output.finish_reason = "stop" if ended else "length"
+                self._expected.observe(len(row.request.prompt_ids), len(row.tokens))
                 self._rows[self._rows.index(row)] = None
             outputs.append(output)
         return outputs
@@ -241,10 +244,19 @@ class TransformersEngine(Engine):
         return sum(row is not None for row in self._rows)
 
     def _take_waiting(self) -> list[Row]:
-        """The longest waiting prompts of like length that fit the free rows and the token budget."""
-        self._waiting.sort(key=lambda row: len(row.ids), reverse=True)
-        room = min(self.capacity - self._alive(), max(1, self._batch_tokens // len(self._waiting[0].ids)))
-        taken, self._waiting = self._waiting[:room], self._waiting[room:]
+        """The longest waiting prompts of like length that fit the free rows and the token budget; near the end those
+        whose completions are expected to be longest."""
+        if self.ending:
+            self._waiting.sort(key=lambda row: self._expected.of(row.request) - len(row.tokens), reverse=True)
+        else:
+            self._waiting.sort(key=lambda row: len(row.ids), reverse=True)
+        count = longest = 0
+        for row in self._waiting[: self.capacity - self._alive()]:
+            longest = max(longest, len(row.ids))
+            if count and longest * (count + 1) > self._batch_tokens:
+                break
+            count += 1
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return taken
 
     def _thin_out(self) -> None:
