@@ -111,10 +111,13 @@ class _Answers:
 class BatchWorker:
     """A Worker in a batch job's actor pool: blocks in, output rows out, and its life reported to the Monitor.
 
-    A dead or hung engine ends the process, not the call: Ray retries calls of a process that is gone, on another.
+    A dead or hung engine ends the process, not the call: calls of a process that is gone are repeated on another.
+
+    Args:
+        pool: the name of the worker's pool, where there are several.
     """
 
-    def __init__(self, settings: Any, folder: Path | None, threads: int | None, monitor: Any) -> None:
+    def __init__(self, settings: Any, folder: Path | None, threads: int | None, monitor: Any, pool: str = "") -> None:
         import ray
 
         os.environ["HFRAY_WORKER"] = "1"
@@ -122,7 +125,7 @@ class BatchWorker:
         self._monitor = monitor
         self._name = ray.get_runtime_context().get_actor_id()
         node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
-        ray.get(monitor.starting.remote(self._name, node, os.getpid()))
+        ray.get(monitor.starting.remote(self._name, node, os.getpid(), pool))
         self._gate = _Gate()
         self._worker: Worker | None = None
         try:
@@ -135,6 +138,11 @@ class BatchWorker:
         loop = self._worker.loop
         ray.get(monitor.ready.remote(self._name, time.monotonic() - started, loop.engine.capacity))
         threading.Thread(target=self._heartbeat, args=(settings.workers.step_timeout,), daemon=True).start()
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the engine runs at once; 0 where it could not be loaded."""
+        return 0 if self._worker is None else self._worker.loop.engine.capacity
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """The output rows of a block, in its order."""
