@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hfray.batch import Summary
 from hfray.plan import WORKERS, Plan
-from hfray.progress import coarse, duration
+from hfray.progress import coarse, duration, pool_words
 
 SNIPPET = 160  # characters of a prompt or an answer
 
@@ -121,6 +121,8 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
         ("finish", ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.finish_reasons.items()))),
         ("failed", f"{written.failed:,}" + "".join(f"\n{n:,} x {e[:200]}" for e, n in written.errors.most_common(3))),
     ]
+    for number, (name, pool) in enumerate(summary.engine.get("pools", {}).items()):
+        lines.append(("" if number else "pools", f"{name}: {pool_words(pool)}"))
     if summary.engine.get("workers_replaced"):
         lines.append(("workers", f"{summary.engine['workers_replaced']} replaced"))
     return lines
