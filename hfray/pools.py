@@ -1,9 +1,9 @@
 """Several pools of workers at one table: each is given blocks as it has room for them, until none is left.
 
 Ray Data reads the table. One stage of it has one kind of worker, so the workers here are actors of our own, and the
-driver keeps the book of which block is with whom. Only a worker that is up is given any: a pool that waits for its
-nodes holds no row back. What a dead worker had goes to the next that has room, of whatever pool. So a row is with one
-worker at a time, and is written once.
+driver keeps the book of which block is with whom. Workers ask for blocks: one that is slow, or a pool that waits for
+its nodes, holds no row back. What a dead worker had goes to the next that asks, of whatever pool; at the end, what a
+slow one still has goes to an idle one too. Of a block one answer is taken, so that each row is written once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import heapq
 import itertools
-import math
 import os
 import queue
 import threading
@@ -34,49 +33,77 @@ if TYPE_CHECKING:
     from hfray.pipeline import Writer
 
 MAX_BLOCK = 64  # rows: what the slowest worker is left with at the end is a few of these
-ROWS_PER_SLOT = 3  # rows with a worker for each that its engine runs at once: a block waits for its slowest row
-MIN_CALLS, MAX_CALLS = 2, 16  # blocks with a worker
+MAX_CALLS = 32  # blocks with a worker; rows that take long keep theirs open
 AHEAD = 16  # blocks read and not given out, at least
 READ_CPUS = 4  # Ray Data thinks that the cluster is its own, and would have it grow for its tasks
 # A worker is started again for as long as it takes; a block that it had is the driver's, to give to another.
-RESTARTS = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": MAX_CALLS + 1}
+RESTARTS = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": MAX_CALLS + 2}
 POLL_SECONDS = 0.02  # between looks at workers while it is the reader that is waited for
+BACKUP_SECONDS = 10.0  # a block that is out for longer when all else is done is given to an idle worker as well
+APPETITE_SECONDS = 0.01  # between a worker's looks at its own engine
 
 
 class PoolWorker:
-    """A BatchWorker as an actor of its own."""
+    """A BatchWorker as an actor of its own, that asks for blocks when its engine is about to run out of rows.
 
-    def __init__(self, *args: Any) -> None:
+    Args:
+        size: rows in a block.
+        args: BatchWorker's.
+    """
+
+    def __init__(self, size: int, *args: Any) -> None:
+        self._size = size
         self._worker = BatchWorker(*args)
+        self._taken = self._returned = self._blocks = 0
+        self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def hello(self) -> tuple[int, int]:
-        """Its process and how many rows its engine runs at once, 0 where it could not be loaded."""
-        return os.getpid(), self._worker.capacity
+    def ask(self, given: int) -> tuple[int, int]:
+        """Waits until there is room; returns the process and how many blocks it can do with.
+
+        There is room while the rows that are not answered would not fill the engine and one block beside it: more would
+        only wait here, when others might take them.
+
+        Args:
+            given: rows sent to this process so far; those still on their way count too.
+        """
+        while True:
+            with self._lock:
+                unanswered = given - self._returned - self._worker.answered_rows
+                blocks = min(
+                    self._worker.capacity // self._size + 2 - -(-unanswered // self._size), MAX_CALLS - self._blocks
+                )
+            if blocks > 0 and self._worker.capacity:
+                return os.getpid(), blocks
+            time.sleep(APPETITE_SECONDS)
 
     def answer(self, block: pa.Table) -> tuple[pa.Table, int]:
         """The output rows of a block, and how many they are."""
+        with self._lock:
+            self._blocks += 1
         answered = asyncio.run_coroutine_threadsafe(self._worker(block), self._loop).result()
+        with self._lock:
+            self._blocks -= 1
+            self._returned += block.num_rows
         return answered, answered.num_rows
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A worker and the blocks that it has, by the reference that tells of their end; `room` 0 while it is not up."""
+    """A worker and the blocks that it has, by the reference that tells of their end.
+
+    `wants` is how many more it can do with; while that is 0, `ask` is under way.
+    """
 
     pool: Pool
     actor: Any
     name: str
-    hello: Any
+    up: bool = False
     pid: int = 0
-    room: int = 0
+    wants: int = 0
+    given: int = 0
     calls: dict[Any, tuple[Any, Block]] = field(default_factory=dict)
-
-    @property
-    def load(self) -> float:
-        """Share of its room that is taken."""
-        return len(self.calls) / self.room if self.room else 1.0
 
 
 def answers(
@@ -97,6 +124,8 @@ def answers(
             waiting.extendleft(writer.lost)
             writer.lost.clear()
             crew.hand_out(waiting)
+            if not (reading or waiting):
+                crew.back_up()
             starved = not waiting and (reading or not crew.busy)
             yield from crew.collect(POLL_SECONDS if starved else TICK_SECONDS)
             yield None
@@ -145,8 +174,10 @@ class Crew:
         self.returned: list[Block] = []
         self._pools, self._size, self._monitor = pools, size, monitor
         self._actor = ray.remote(PoolWorker)
-        self._starting: dict[Any, Member] = {}
+        self._asks: dict[Any, Member] = {}
         self._calls: dict[Any, Member] = {}
+        self._out: dict[Any, tuple[Block, float]] = {}  # by their reference: blocks that are not answered, since when
+        self._doubled: set[Any] = set()
 
     def __enter__(self) -> Crew:
         for pool in self._pools:
@@ -160,81 +191,105 @@ class Crew:
 
     @property
     def busy(self) -> bool:
-        """Whether any worker has a block."""
-        return bool(self._calls)
+        """Whether any block that was given out is not answered."""
+        return bool(self._out)
 
     def hand_out(self, waiting: deque[Block]) -> None:
-        """Give blocks to workers that have room, the emptiest first; pools that are full grow while any are left."""
+        """Give blocks to workers that want some, the emptiest first; pools grow while any are left."""
         number = itertools.count()
-        free = [(member.load, next(number), member) for member in self.members if member.load < 1]
-        heapq.heapify(free)
-        while waiting and free:
-            member = heapq.heappop(free)[2]
-            block = waiting.popleft()
-            answer, done = member.actor.answer.options(num_returns=2).remote(block.ref)
-            member.calls[done] = (answer, block)
-            self._calls[done] = member
-            if member.load < 1:
-                heapq.heappush(free, (member.load, next(number), member))
+        hungry = [(len(member.calls), next(number), member) for member in self.members if member.wants]
+        heapq.heapify(hungry)
+        while waiting and hungry:
+            member = heapq.heappop(hungry)[2]
+            self._give(member, waiting.popleft())
+            if member.wants:
+                heapq.heappush(hungry, (len(member.calls), next(number), member))
         for pool in self._pools if waiting else ():
             self._grow(pool)
 
+    def back_up(self) -> None:
+        """Give what others still have to idle workers too, once nothing waits: the first answer counts, and ends it."""
+        idle = [member for member in self.members if member.wants and not member.calls]
+        overdue = time.monotonic() - BACKUP_SECONDS
+        late = [block for ref, (block, since) in self._out.items() if since < overdue and ref not in self._doubled]
+        while late and idle:  # the last given first: it is the likeliest to have waited so far
+            block = late.pop()
+            self._doubled.add(block.ref)
+            self._give(idle[0], block)
+            idle = idle if idle[0].wants else idle[1:]
+
     def collect(self, timeout: float) -> list[Block]:
-        """The blocks that were answered meanwhile; waits for one, a worker that is up, or the timeout."""
-        known = [*self._starting, *self._calls]
+        """The blocks that were answered meanwhile; waits for one, a worker that wants some, or the timeout."""
+        known = [*self._asks, *self._calls]
         if not known:
             time.sleep(timeout)
             return []
         first, _ = ray.wait(known, timeout=timeout, fetch_local=False)
         ready, _ = ray.wait(known, num_returns=len(known), timeout=0, fetch_local=False) if first else ([], [])
-        found = [self._answered(ref) if ref in self._calls else self._up(ref) for ref in ready]
+        found = [self._look_at(ref) for ref in ready]
         return [block for block in found if block is not None]
 
-    def _up(self, hello: Any) -> None:
-        """A worker is there: from now on it is given blocks."""
-        member = self._starting.pop(hello, None)
-        if member is not None:
-            member.pid, capacity = ray.get(hello)
-            calls = math.ceil(ROWS_PER_SLOT * capacity / self._size)
-            member.room = min(max(calls, MIN_CALLS), MAX_CALLS) if capacity else 0
-
-    def _answered(self, done: Any) -> Block | None:
-        member = self._calls[done]
+    def _look_at(self, ref: Any) -> Block | None:
+        member = self._asks.get(ref) or self._calls.get(ref)
+        if member is None:
+            return None  # of a worker that has died, as another of its calls has told
         try:
-            num_rows = ray.get(done)
+            result = ray.get(ref)
         except ray.exceptions.RayActorError:
             self._bury(member)
             return None
-        del self._calls[done]
-        answer, block = member.calls.pop(done)
-        if num_rows != block.num_rows:
-            raise RuntimeError(f"{block.num_rows} rows went to a worker, and {num_rows} came back")
-        return Block(answer, num_rows, source=block)
+        if ref in self._asks:
+            del self._asks[ref]
+            member.up, (member.pid, member.wants) = True, result
+            return None
+        del self._calls[ref]
+        answer, block = member.calls.pop(ref)
+        if self._out.pop(block.ref, None) is None:
+            return None  # the other one was first
+        self._doubled.discard(block.ref)
+        if result != block.num_rows:
+            raise RuntimeError(f"{block.num_rows} rows went to a worker, and {result} came back")
+        return Block(answer, block.num_rows, source=block)
+
+    def _give(self, member: Member, block: Block) -> None:
+        answer, done = member.actor.answer.options(num_returns=2).remote(block.ref)
+        member.calls[done] = (answer, block)
+        self._calls[done] = member
+        self._out.setdefault(block.ref, (block, time.monotonic()))
+        member.given += block.num_rows
+        member.wants -= 1
+        if not member.wants:
+            self._asks[member.actor.ask.remote(member.given)] = member
 
     def _bury(self, member: Member) -> None:
         """Take a dead worker's blocks back; Ray starts its next process, wherever one fits."""
-        ray.get(self._monitor.died.remote(member.name, member.pid))
-        for done, (_, block) in member.calls.items():
-            del self._calls[done]
-            self.returned.append(block)
+        if member.up:
+            ray.get(self._monitor.died.remote(member.name, member.pid))
+        for _, block in member.calls.values():
+            if block.ref in self._doubled:
+                self._doubled.discard(block.ref)  # the other one has it still
+            elif self._out.pop(block.ref, None) is not None:
+                self.returned.append(block)
+        for ref in [*member.calls, *(ask for ask, asker in self._asks.items() if asker is member)]:
+            (self._calls if ref in self._calls else self._asks).pop(ref)
         member.calls.clear()
-        member.room = 0
         self._greet(member)
 
     def _start(self, pool: Pool, number: int) -> None:
         for _ in range(number):
-            args = (pool.settings, pool.folder, pool.threads, self._monitor, pool.name)
+            args = (self._size, pool.settings, pool.folder, pool.threads, self._monitor, pool.name)
             actor = self._actor.options(**RESTARTS, **pool.booking).remote(*args)
-            member = Member(pool, actor, actor._actor_id.hex(), None)
+            member = Member(pool, actor, actor._actor_id.hex())
             self.members.append(member)
             self._greet(member)
 
     def _greet(self, member: Member) -> None:
-        member.hello = member.actor.hello.options(max_task_retries=-1).remote()
-        self._starting[member.hello] = member
+        """Ask a process that is to come: the first question is repeated until there is one that answers."""
+        member.up, member.wants, member.given = False, 0, 0
+        self._asks[member.actor.ask.options(max_task_retries=-1).remote(0)] = member
 
     def _grow(self, pool: Pool) -> None:
-        """As many workers again as a pool has, where all of these are up and full."""
+        """As many workers again as a pool has, where all of these are up, and full, since blocks wait."""
         mine = [member for member in self.members if member.pool is pool]
-        if all(member.room and member.load >= 1 for member in mine):
+        if all(member.up for member in mine):
             self._start(pool, min(len(mine), pool.settings.workers.bounds[1] - len(mine)))

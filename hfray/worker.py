@@ -48,6 +48,12 @@ class Worker:
         load = load_apart if apart else load_engine
         self.loop = EngineLoop(load(settings, folder=folder, threads=threads), on_death)
         self.prompts = RecordPrompt(settings.prompt, self.loop.engine.tokenizer)
+        self._open: set[_Answers] = set()
+
+    @property
+    def answered_rows(self) -> int:
+        """Rows that are answered, of the calls of `answer` that have not returned yet."""
+        return sum(answers.count for answers in list(self._open))
 
     async def answer(
         self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None] | None = None
@@ -59,9 +65,13 @@ class Worker:
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answers = _Answers(len(rows), done)
-        # Rendering and tokenizing take long; on the event loop they would hold up every other block.
-        await asyncio.to_thread(self._submit, rows, errors or [None] * len(rows), answers)
-        await done
+        self._open.add(answers)
+        try:
+            # Rendering and tokenizing take long; on the event loop they would hold up every other block.
+            await asyncio.to_thread(self._submit, rows, errors or [None] * len(rows), answers)
+            await done
+        finally:
+            self._open.discard(answers)
         return answers.prompts, answers.completions
 
     def _submit(self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None], answers: _Answers) -> None:
@@ -87,6 +97,11 @@ class _Answers:
         self._missing, self._done, self._lock = count, done, threading.Lock()
         if not count:
             done.set_result(None)
+
+    @property
+    def count(self) -> int:
+        """Rows that have their completion."""
+        return len(self.completions) - self._missing
 
     def put(self, i: int, outcome: Completion | EngineDiedError) -> None:
         with self._lock:
@@ -143,6 +158,11 @@ class BatchWorker:
     def capacity(self) -> int:
         """Rows that the engine runs at once; 0 where it could not be loaded."""
         return 0 if self._worker is None else self._worker.loop.engine.capacity
+
+    @property
+    def answered_rows(self) -> int:
+        """Rows that are answered, of blocks that are not yet."""
+        return 0 if self._worker is None else self._worker.answered_rows
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """The output rows of a block, in its order."""
