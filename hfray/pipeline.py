@@ -186,13 +186,30 @@ class Writer:
                 if not _is_loss(error) or any(block.source is None for block in blocks):
                     raise
                 self.job.output.drop_part(name)  # a first try may have written it and died before it said so
-                self.lost += [block.source for block in blocks]
+                self._keep_what_is_there(blocks)
+
+    def _keep_what_is_there(self, blocks: list[Block]) -> None:
+        """Gather blocks anew, but those that are gone."""
+        looks = [_look_at.remote(block.ref) for block in blocks]
+        for block, look in zip(blocks, looks, strict=True):
+            try:
+                ray.get(look)
+                self.add(block)
+            except ray.exceptions.RayError as error:
+                if not _is_loss(error):
+                    raise
+                self.lost.append(block.source)
 
 
 def _is_loss(error: BaseException) -> bool:
     """Whether a task failed because what it was given is gone, and its makers' node with it."""
     cause = getattr(error, "cause", None)
     return isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause, ray.exceptions.ObjectLostError)
+
+
+@ray.remote(num_cpus=0)
+def _look_at(block: pa.Table) -> int:
+    return block.num_rows
 
 
 @ray.remote(num_cpus=0, max_retries=3)
