@@ -108,24 +108,38 @@ def _run(
     record.enter_stage("starting Ray")
     with cluster.connected(settings) as ray:
         summary.timeline["ray_ready"] = time.time()
-        gpus = cluster.worker_gpus(settings)
-        waiting = cluster.check_resources(ray, settings, gpus)
+        pools = cluster.pools_of(ray, settings)
+        notes = [note for note in (cluster.check_resources(ray, pool) for pool in pools) if note]
+        cluster.check_room(ray, pools)
         nodes.check_shared(ray, settings, table)
-        threads = cluster.worker_threads(ray, settings)
-        cpus, folder = cluster.reserved_cpus(threads), None
-        if settings.backend.name != "fake":
-            record.enter_stage("preparing the model")
-            folder, model = nodes.prepare_model(ray, settings, cpus, gpus)
-            output.write_json("run.json", (output.read_json("run.json") or {}) | {"model": model})
+        record.enter_stage("preparing the model")
+        pools, models = nodes.prepare_models(ray, pools)
+        if models:
+            about = {"models": models} if len(pools) > 1 else {"model": models[""]}
+            output.write_json("run.json", (output.read_json("run.json") or {}) | about)
         summary.timeline["model_ready"] = time.time()
         from hfray.pipeline import Job
 
-        job = Job(settings, table, done, output, folder, record.run_id, threads, cpus, gpus)
+        job = Job(settings, table, done, output, record.run_id, pools)
         record.enter_stage("starting workers")
-        _watch(ray, job, summary, waiting, record)
+        _watch(ray, job, summary, [*_pool_words(pools), *notes], record)
 
 
-def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None, record: RunRecord) -> None:
+def _pool_words(pools: list[Any]) -> list[str]:
+    """What several pools are, in a line at the start of a run."""
+    if len(pools) == 1:
+        return []
+    sizes = [pool.settings.workers.bounds for pool in pools]
+    each = [
+        f"{pool.name} ({pool.settings.backend.name}, {low}{'' if low == high else f' to {high}'} workers)"
+        for pool, (low, high) in zip(pools, sizes, strict=True)
+    ]
+    unlike = len({repr((pool.settings.backend, pool.settings.model)) for pool in pools}) > 1
+    warning = "; they run unlike engines, so a row's text may depend on which of them takes it" if unlike else ""
+    return [f"pools: {', '.join(each)}{warning}"]
+
+
+def _watch(ray: Any, job: Any, summary: Summary, notes: list[str], record: RunRecord) -> None:
     """Run the pipeline, show how far it is, and stop it when it is failing or cannot start."""
     from hfray.monitor import Monitor
     from hfray.nodes import home
@@ -138,8 +152,8 @@ def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None, record: Ru
     snapshot: dict[str, Any] = {}
 
     with RunProgress(summary.rows, summary.rows_done_before) as progress:
-        if waiting:
-            progress.say(waiting)
+        for note in notes:
+            progress.say(note)
 
         def on_tick(report: PartReport) -> None:
             nonlocal snapshot
@@ -158,12 +172,12 @@ def _watch(ray: Any, job: Any, summary: Summary, waiting: str | None, record: Ru
         except Exception as error:
             raise JobError(explain(error)) from error
         finally:
-            record.update(_take_snapshot(ray, monitor, snapshot, summary))
+            record.update(_take_snapshot(ray, job, monitor, snapshot, summary))
     summary.failed_total += summary.written.failed
     _check_complete(summary, job)
 
 
-def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Summary) -> dict[str, Any]:
+def _take_snapshot(ray: Any, job: Any, monitor: Any, snapshot: dict[str, Any], summary: Summary) -> dict[str, Any]:
     with contextlib.suppress(Exception):  # the run is over, and the last snapshot will do
         snapshot = ray.get(monitor.snapshot.remote(), timeout=5)
     totals = snapshot.get("totals", {})
@@ -181,23 +195,34 @@ def _take_snapshot(ray: Any, monitor: Any, snapshot: dict[str, Any], summary: Su
         "workers": snapshot.get("per_worker", {}),
         "workers_replaced": snapshot.get("deaths", 0),
     }
+    if len(job.pools) > 1:
+        summary.engine["pools"] = {pool.name: _pool_report(pool, snapshot.get("pools", {})) for pool in job.pools}
     summary.timeline |= snapshot.get("timeline", {})
     full, last = summary.timeline.get("last_full_step"), summary.timeline.get("last_row")
     summary.engine["tail_seconds"] = max(0.0, last - full) if full and last else None
     return snapshot
 
 
+def _pool_report(pool: Any, done: dict[str, Any]) -> dict[str, Any]:
+    """What a pool was and did, its tokens per second of one worker's time; zeros where none of its workers came up."""
+    settings = pool.settings
+    none = dict.fromkeys(("workers", "rows", "failed_rows", "prompt_tokens", "generated_tokens", "deaths"), 0)
+    report = {"backend": settings.backend.name, "model": settings.model.source, **none} | done.get(pool.name, {})
+    report.pop("workers_ready", None)
+    ready = report.get("ready_seconds")
+    rate = report["workers"] * report["generated_tokens"] / ready if ready else None
+    return report | {"generated_tokens_per_second": rate}
+
+
 def _stop_if_hopeless(job: Any, summary: Summary, snapshot: dict[str, Any]) -> None:
     if snapshot.get("cannot_start"):
         raise JobError(snapshot["cannot_start"])
-    limit = job.settings.workers.start_timeout
+    limit = job.settings.start_timeout
     if "engine_ready" not in snapshot.get("timeline", {}) and time.time() - summary.timeline["model_ready"] > limit:
-        workers = job.settings.workers
-        extra = f", with {workers.resources | workers.labels}" if workers.resources or workers.labels else ""
+        booked = "; or ".join(str(pool) for pool in job.pools)
         raise JobError(
-            f"workers.start_timeout={limit:g}: no worker was ready by then. A worker books {job.reserved_cpus:g} CPUs and "
-            f"{job.gpus:g} GPUs on one node{extra}; `ray status` shows what the cluster has free. Make that "
-            "fit, or raise workers.start_timeout."
+            f"workers.start_timeout={limit:g}: no worker was ready by then. A worker books {booked}; `ray status` shows what "
+            "the cluster has free. Make that fit, or raise workers.start_timeout."
         )
     allowed = job.settings.errors.max_fraction
     failed, rows = summary.failed_total + summary.written.failed, summary.written.rows

@@ -11,10 +11,10 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from hfray.engines.params import GenerationParams
@@ -33,6 +33,8 @@ OPEN_KEYS = (
     "bench.paths.",
 )
 SECRET_KEY = re.compile(r"(.*_)?(token|secret|password|api_keys?|access_key)", re.I)
+LIST_OF_POOLS = re.compile(r"workers=\s*\[")
+POOL_GROUPS = ("backend", "device", "model")  # that a pool may have of its own, as a mapping or a choice by name
 T = TypeVar("T")
 Task = Literal["text-generation", "text2text-generation", "summarization", "translation"]
 
@@ -189,6 +191,21 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PoolSettings(WorkerSettings):
+    """One of several kinds of workers: what one takes, and what it runs where that is not the job's own."""
+
+    name: str | None = None
+    backend: Annotated[Backend, Field(discriminator="name")] | None = None
+    device: DeviceSettings | None = None
+    model: ModelSettings | None = None
+
+    @property
+    def workers(self) -> WorkerSettings:
+        """The pool without what it runs."""
+        return WorkerSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(WorkerSettings)})
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ErrorSettings:
     """How many failed rows a run puts up with."""
 
@@ -281,19 +298,75 @@ class EngineSettings:
         return GenerationParams.from_mapping(self.generation)
 
 
+# One kind of workers, or a list of several.
+Workers = Annotated[
+    Annotated[WorkerSettings, Tag("workers")] | Annotated[list[PoolSettings], Tag("pools")],
+    Discriminator(lambda value: "pools" if isinstance(value, list) else "workers"),
+]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BatchSettings(EngineSettings):
-    """A batch job."""
+    """A batch job; `workers` is one kind of workers, or a list of pools of them. A list of one is that one."""
 
     prompt: PromptSettings
     input: InputSettings
     output: OutputSettings
-    workers: WorkerSettings = Field(default_factory=WorkerSettings)
+    workers: Workers = Field(default_factory=WorkerSettings)
     errors: ErrorSettings = Field(default_factory=ErrorSettings)
     cost: CostSettings = Field(default_factory=CostSettings)
     ray: RaySettings = Field(default_factory=RaySettings)
     plan: bool = False
     verbose: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.workers, list):
+            return
+        _check_pools(self.workers)
+        if len(self.workers) == 1:
+            pool = self.workers[0]
+            for section in POOL_GROUPS:
+                object.__setattr__(self, section, getattr(pool, section) or getattr(self, section))
+            object.__setattr__(self, "workers", pool.workers)
+
+    @property
+    def pools(self) -> dict[str, BatchSettings]:
+        """By name the job as the workers of each pool run it, in the order of `workers`; without pools, itself."""
+        if not isinstance(self.workers, list):
+            return {"": self}
+        found: dict[str, BatchSettings] = {}
+        for number, pool in enumerate(self.workers):
+            own = {name: getattr(pool, name) or getattr(self, name) for name in POOL_GROUPS}
+            name = pool.name or own["backend"].name
+            name = name if name not in found else f"{name}-{number}"
+            found[name] = dataclasses.replace(self, workers=pool.workers, **own)
+        return found
+
+    @property
+    def start_timeout(self) -> float:
+        """Seconds to wait for the first worker of all."""
+        return max(pool.workers.start_timeout for pool in self.pools.values())
+
+    @property
+    def rows_per_block(self) -> int | None:
+        """Rows handed to a worker at a time, where it is set; one number for all, as the table has one cut."""
+        return next((p.workers.rows_per_block for p in self.pools.values() if p.workers.rows_per_block), None)
+
+
+def _check_pools(pools: list[PoolSettings]) -> None:
+    if not pools:
+        raise ValueError("workers=[]: names no pool. List at least one, as in workers='[{size: 2}]', or leave it out.")
+    cuts = {pool.rows_per_block for pool in pools} - {None}
+    if len(cuts) > 1:
+        raise ValueError(
+            f"workers: rows_per_block is {' here and '.join(map(str, sorted(cuts)))} there. A block is cut before it is "
+            "known who takes it: give one number, in one of the pools."
+        )
+    names = [pool.name for pool in pools if pool.name]
+    for number, pool in enumerate(pools):
+        if pool.name and names.count(pool.name) > 1:
+            raise ValueError(f"workers[{number}].name={pool.name}: is the name of two pools. Give each its own.")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -329,9 +402,13 @@ def compose(root: str, overrides: list[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    _check_pool_keys(overrides)
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            config = hydra_compose(root, [_opened(override) for override in overrides])
+            config = hydra_compose(root, [opened for override in overrides for opened in _opened(override)])
+            pools = config.get("workers")
+            for number, pool in enumerate(pools if OmegaConf.is_list(pools) else []):
+                _name_choices(hydra_compose, f"workers[{number}]", pool)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_explain(error, overrides)) from error
     missing = sorted(OmegaConf.missing_keys(config))
@@ -373,11 +450,35 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HFRAY_CACHE") or Path(base) / "hfray").expanduser().absolute()
 
 
-def _opened(override: str) -> str:
+def _check_pool_keys(overrides: list[str]) -> None:
+    """Refuse keys below `workers` beside a list of pools: they belong into one of these. Raises SettingsError."""
+    single = next((override for override in overrides if override.lstrip("+~").startswith("workers.")), None)
+    if single and any(LIST_OF_POOLS.match(override) for override in overrides):
+        inside = single.lstrip("+~").removeprefix("workers.").replace("=", ": ", 1)
+        raise SettingsError(
+            f"{single}: workers is a list of pools here. Write it into each that it is for: workers='[{{{inside}, ...}}]'."
+        )
+
+
+def _name_choices(hydra_compose: Any, key: str, pool: Any) -> None:
+    """Put what the choices stand for that a pool names (`backend: openvino`) in their places."""
+    for group in POOL_GROUPS if OmegaConf.is_dict(pool) else ():
+        choice = pool.get(group)
+        if not isinstance(choice, str):
+            continue
+        if not (config_folder() / group / f"{choice}.yaml").is_file():
+            raise SettingsError(_no_such_choice(f"{key}.{group}", choice, group))
+        pool[group] = hydra_compose(f"{group}/{choice}")[group]
+
+
+def _opened(override: str) -> list[str]:
+    """An override as Hydra takes it: keys below OPEN_KEYS added, `workers` replaced by a list of pools, not merged."""
     key, _, value = override.partition("=")
+    if LIST_OF_POOLS.match(override):
+        return ["~workers", f"+{override}"]
     if URL.fullmatch(value) and not re.search(r"[,'\"]", value):
         override = f"{key}='{value}'"  # Hydra's grammar stops at the `=` of a URL's query
-    return f"++{override}" if override.startswith(OPEN_KEYS) else override
+    return [f"++{override}" if override.startswith(OPEN_KEYS) else override]
 
 
 def _no_secrets(key: str, paths: str | list[str]) -> None:
@@ -395,6 +496,8 @@ def _no_secrets(key: str, paths: str | list[str]) -> None:
 def _redacted(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
         return {key: _redacted(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [_redacted(item) for item in value]
     return "***" if value and isinstance(value, str | list) and SECRET_KEY.fullmatch(name) else value
 
 
@@ -405,17 +508,18 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         key, _, value = override.partition("=")
         if f"'{key.lstrip('+~')}'" not in text and f"'{key}/{value}'" not in text:
             continue
-        options = sorted(path.stem for path in (config_folder() / key).glob("*.yaml"))
-        if options:
-            close = difflib.get_close_matches(value, options, n=1)
-            return (
-                f"{key}={value}: there is no such choice. "
-                + (f"Did you mean {close[0]}? " if close else "")
-                + (f"Choices: {', '.join(options)}.")
-            )
+        if list((config_folder() / key).glob("*.yaml")):
+            return _no_such_choice(key, value, key)
         close = difflib.get_close_matches(key, _known_keys(), n=1)
         return f"{key}={value}: there is no such key. " + (f"Did you mean {close[0]}?" if close else "See --help.")
     return " ".join(lines[:3])
+
+
+def _no_such_choice(key: str, value: str, group: str) -> str:
+    options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    close = difflib.get_close_matches(value, options, n=1)
+    meant = f"Did you mean {close[0]}? " if close else ""
+    return f"{key}={value}: there is no such choice. {meant}Choices: {', '.join(options)}."
 
 
 def _known_keys() -> list[str]:
@@ -444,15 +548,28 @@ _SECTIONS = {
 }
 
 
+TAGS = ("openvino", "transformers", "fake", "workers", "pools", "int", "str", "float", "list[int]", "literal['auto']")
+
+
 def _explain_field(error: Any, kind: type) -> str:
     names = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
-    names = [name for name in names if name not in ("openvino", "transformers", "fake", "int", "str", "list[int]")]
-    key, value, reason = ".".join(names), error.get("input"), error["msg"]
+    section, *names = names or [""]
+    pool = ""
+    if names[:1] == ["pools"] and len(names) > 1:
+        pool, names = f"workers[{names[1]}].", names[2:]
+    names = [name for name in names if name not in TAGS]
+    key, value, reason = ".".join([section, *names]), error.get("input"), error["msg"]
+    shown = f"{pool}{'.'.join(names)}".rstrip(".") if pool else key
     if error["type"] == "value_error":  # raised by our own checks, which name their keys
-        return reason.removeprefix("Value error, ")
+        reason = reason.removeprefix("Value error, ")
+        return re.sub(r"\bworkers\.", pool, re.sub(r"\b(device|model)\.", rf"{pool}\1.", reason)) if pool else reason
     if error["type"] == "unexpected_keyword_argument":
-        close = difflib.get_close_matches(key, _known_keys(), n=1)
-        return f"{key}={value!r}: there is no such key. " + (f"Did you mean {close[0]}?" if close else "See --help.")
+        known = [*_known_keys(), *(f"workers.{f.name}" for f in dataclasses.fields(PoolSettings) if pool)]
+        close = difflib.get_close_matches(key, known, n=1)
+        meant = [name.replace("workers.", pool) if pool else name for name in close]
+        return f"{shown}={value!r}: there is no such key. " + (f"Did you mean {meant[0]}?" if meant else "See --help.")
+    if error["type"] == "union_tag_not_found":
+        return f"{shown}={value!r}: does not say which. Add its name, as in {shown}={{name: openvino, ...}}."
     if error["type"] == "missing":
-        return f"{key} is not given. Add `{key}=...` to the command."
-    return f"{key}={value!r}: {reason[0].lower()}{reason[1:]}. Set {key} to such a value."
+        return f"{shown} is not given. Add `{shown}=...` to the command."
+    return f"{shown}={value!r}: {reason[0].lower()}{reason[1:]}. Set {shown} to such a value."

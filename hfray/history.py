@@ -110,6 +110,21 @@ def workers(runs: list[Run]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda worker: -worker["rows"])
 
 
+def pools(runs: list[Run]) -> list[dict[str, Any]]:
+    """What each pool did over all runs, where there were several: workers, rows, tokens and share of busy time."""
+    found: dict[str, Counter[str]] = {}
+    for run in runs:
+        for name, pool in run.record.get("pools", {}).items():
+            counts = {key: value for key, value in pool.items() if key not in ("busy_share", "workers_ready")}
+            found.setdefault(name, Counter()).update(counts)
+    shares = {
+        name: counts["busy_seconds"] / counts["ready_seconds"]
+        for name, counts in found.items()
+        if counts["ready_seconds"]
+    }
+    return [{"name": name, "busy_share": shares.get(name), **counts} for name, counts in found.items()]
+
+
 def course(runs: list[Run]) -> tuple[list[float], dict[str, list[float]], list[float]]:
     """(seconds, values by name, breaks): rates and occupancy of all runs, one after the other, without the pauses."""
     columns = {name: i for i, name in enumerate(SAMPLE_FIELDS)}

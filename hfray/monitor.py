@@ -21,11 +21,14 @@ MAX_FAILED_STARTS = 3  # in a row, of one worker, before the run is given up
 class WorkerState:
     """A worker across the processes it has had."""
 
+    pool: str = ""
     node: str = ""
     pid: int = 0
     ready: bool = False
     alive: bool = True
     start_seconds: float = 0.0
+    ready_at: float = 0.0
+    ready_seconds: float = 0.0  # of the processes that are gone
     deaths: int = 0
     failed_starts: int = 0
     failure: str | None = None
@@ -50,26 +53,33 @@ class Monitor:
         self._suspects: Counter[str] = Counter()
         self._timeline: dict[str, float] = {}
 
-    def starting(self, worker: str, node: str, pid: int) -> None:
+    def starting(self, worker: str, node: str, pid: int, pool: str = "") -> None:
         """A worker's process begins; if it had one before, that one died with all that it had in flight."""
         state = self._workers.get(worker)
         if state is None:
-            state = self._workers[worker] = WorkerState()
-        else:
+            state = self._workers[worker] = WorkerState(pool=pool)
+        elif state.alive:
             self._bury(state)
-        state.node, state.pid, state.ready, state.seen = node, pid, False, time.time()
+        state.node, state.pid, state.alive, state.seen = node, pid, True, time.time()
         self._timeline.setdefault("worker_process", time.time())
 
     def ready(self, worker: str, seconds: float, capacity: int) -> None:
         """A worker has its engine loaded."""
         state = self._workers[worker]
-        state.ready, state.start_seconds, state.failed_starts = True, seconds, 0
+        state.ready, state.start_seconds, state.failed_starts, state.ready_at = True, seconds, 0, time.time()
         state.stats.capacity = capacity
         self._timeline.setdefault("engine_ready", time.time())
 
     def failed(self, worker: str, reason: str) -> None:
         """A worker cannot load its engine."""
         self._workers[worker].failure = reason
+
+    def died(self, worker: str, pid: int) -> None:
+        """A worker's process is gone, says who gave it rows and will give them to others now: these must know first."""
+        state = self._workers[worker]
+        if state.alive and state.pid == pid:  # else its next process has told already
+            self._bury(state)
+            state.alive = False
 
     def begin(self, worker: str, block: str, row_ids: list[str]) -> dict[str, int]:
         """A worker takes rows in; returns how many deaths each suspect among them has been at."""
@@ -118,16 +128,40 @@ class Monitor:
             "timeline": dict(self._timeline),
             "cannot_start": next((w.failure for w in workers if w.failure), None),
             "per_worker": {
-                name: {"node": s.node, "rows": s.base.rows + s.stats.rows, "deaths": s.deaths,
+                name: {"pool": s.pool, "node": s.node, "rows": s.base.rows + s.stats.rows, "deaths": s.deaths,
                        "generated_tokens": s.base.generated_tokens + s.stats.generated_tokens,
                        "start_seconds": s.start_seconds}
                 for name, s in self._workers.items()
             },
+            "pools": {pool: self._pool(pool) for pool in sorted({s.pool for s in workers} - {""})},
         }  # fmt: skip
+
+    def _pool(self, name: str) -> dict[str, Any]:
+        """What the workers of a pool have done, and for which share of their time, since each was ready, they were busy.
+
+        The time ends with the last row of all pools: a pool that was done earlier was idle for the rest.
+        """
+        states = [state for state in self._workers.values() if state.pool == name]
+        counted = [stats for state in states for stats in (state.base, state.stats)]
+        end = max([self._timeline.get("last_row", 0.0), *(state.ready_at for state in states)])
+        ready = sum(state.ready_seconds + (end - state.ready_at if state.ready else 0.0) for state in states)
+        busy = sum(stats.busy_seconds for stats in counted)
+        fields = ("rows", "failed_rows", "prompt_tokens", "generated_tokens")
+        return {
+            "workers": len(states),
+            "workers_ready": sum(state.ready for state in states),
+            "deaths": sum(state.deaths for state in states),
+            **{field: sum(getattr(stats, field) for stats in counted) for field in fields},
+            "busy_seconds": busy,
+            "ready_seconds": ready,
+            "busy_share": min(1.0, busy / ready) if ready else None,
+        }
 
     def _bury(self, state: WorkerState) -> None:
         state.deaths += 1
         state.failed_starts += not state.ready
+        state.ready_seconds += max(0.0, state.seen - state.ready_at) if state.ready else 0.0
+        state.ready = False
         if state.failed_starts >= MAX_FAILED_STARTS:
             state.failure = (
                 f"a worker's process ended while it loaded the model, {state.failed_starts} times in a row "

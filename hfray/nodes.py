@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hfray.cluster import Pool
 from hfray.config import BatchSettings, SettingsError
 from hfray.inputs import Table
 from hfray.urls import is_url
@@ -45,36 +48,44 @@ def home() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def prepare_model(ray: Any, settings: BatchSettings, cpus: float, gpus: float) -> tuple[Path, dict[str, Any]]:
-    """The prepared model folder, and what it is (`hfray.models.describe`).
+def prepare_models(ray: Any, pools: Sequence[Pool]) -> tuple[list[Pool], dict[str, Any]]:
+    """The pools with the folder of their prepared model, and what the models are (`hfray.models.describe`), by pool.
 
-    On a cluster this happens on a node of the kind that the workers will be on, before any of them starts: fetched
-    and exported once where the nodes share `HFRAY_CACHE`, else once more by the first worker of every other node.
+    On a cluster this happens on a node of the kind that a pool's workers will be on, before any of them starts: fetched
+    and exported once where the nodes share `HFRAY_CACHE`, else once more by the first worker of every other node. The
+    first pool that has its model ends the wait: one whose nodes don't come must not hold up the rest, and its workers
+    find or prepare the model themselves.
 
     Raises:
-        SettingsError: the model cannot be had.
-        RuntimeError: no node for it within workers.start_timeout.
+        SettingsError: a model cannot be had.
+        RuntimeError: no node for any within workers.start_timeout.
     """
+    pools = list(pools)
+    if all(pool.settings.backend.name == "fake" for pool in pools):
+        return pools, {}
     here = ray.get_runtime_context().get_node_id()
-    nodes = [node["NodeID"] for node in _nodes(ray)]
-    if nodes == [here]:
-        return _prepare(settings)
-    workers = settings.workers
-    task = ray.remote(_prepare).options(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        resources=workers.resources or None,
-        label_selector=workers.labels or None,
-        max_retries=3,
-    )
+    if [node["NodeID"] for node in _nodes(ray)] == [here]:
+        made = {pool.name: _prepare(pool.settings) for pool in pools if pool.settings.backend.name != "fake"}
+    else:
+        made = _prepare_there(ray, [pool for pool in pools if pool.settings.backend.name != "fake"])
+    folders = {name: folder for name, (folder, _) in made.items()}
+    return [replace(p, folder=folders.get(p.name)) for p in pools], {name: about for name, (_, about) in made.items()}
+
+
+def _prepare_there(ray: Any, pools: Sequence[Pool]) -> dict[str, tuple[Path, dict[str, Any]]]:
     print("preparing the model on a node of the cluster", file=sys.stderr, flush=True)
-    try:
-        return ray.get(task.remote(settings), timeout=workers.start_timeout)
-    except ray.exceptions.GetTimeoutError as error:
+    prepare = ray.remote(_prepare)
+    tasks = {prepare.options(**pool.booking, max_retries=3).remote(pool.settings): pool.name for pool in pools}
+    timeout = max(pool.settings.start_timeout for pool in pools)
+    first, rest = ray.wait(list(tasks), timeout=timeout)
+    if not first:
         raise RuntimeError(
-            f"workers.start_timeout={workers.start_timeout:g}: no node has prepared the model by then. Nodes that a "
+            f"workers.start_timeout={timeout:g}: no node has prepared the model by then. Nodes that a "
             "worker fits on may be missing (`ray status` tells), or the download is slow; raise it or mend that."
-        ) from error
+        )
+    also, _ = ray.wait(rest, num_returns=len(rest), timeout=0) if rest else ([], [])
+    try:
+        return {tasks[task]: ray.get(task) for task in [*first, *also]}
     except ray.exceptions.RayTaskError as error:
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, SettingsError) else error from None

@@ -162,6 +162,11 @@ class OutputFolder:
             raise WriteError(f"output.path={self.path}: {name} cannot be written: {error}") from error
         return PartReport.of(table)
 
+    def drop_part(self, name: str) -> None:
+        """Delete the file `name`, if it is there."""
+        if self.filesystem.get_file_info(f"{self.root}/{name}").is_file:
+            self.filesystem.delete_file(f"{self.root}/{name}")
+
     def drop_failed_rows(self, part: str) -> int:
         """Rewrite a finished file without its failed rows, for these to be done again; returns how many."""
         table = pq.read_table(part, filesystem=self.filesystem, partitioning=None)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import queue
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from hfray import pools
+from hfray.blocks import Block, with_ticks
+from hfray.cluster import Pool
 from hfray.config import BatchSettings
 from hfray.inputs import Table
 from hfray.nodes import home
@@ -30,7 +30,6 @@ IN_FLIGHT_ROWS = 192  # rows in a worker at least: enough that its engine never 
 MAX_CALLS = 16
 MAX_WRITES = 4  # files written at once
 WORKER_MEMORY = 1 << 20  # a resource of its own: Ray Data fuses stages of equal resources, the reader into the engine
-TICK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +40,8 @@ class Job:
     table: Table
     done: DoneRows
     output: OutputFolder
-    folder: Path | None
     run_id: str
-    threads: int
-    reserved_cpus: float
-    gpus: float
+    pools: list[Pool]
 
 
 def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
@@ -54,50 +50,58 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
     `on_tick(report)` is called about twice a second and after every file, and may raise to end the run; what has
     been answered by then is written first.
     """
-    size, workers = rows_per_block(job), job.settings.workers
-    calls = max(2, min(MAX_CALLS, math.ceil(IN_FLIGHT_ROWS / size)))
-    low, high = workers.bounds
-    # A full worker has one block more than it runs; Ray Data's own 1.75 is never reached, and the pool would not grow.
-    DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    pool = ActorPoolStrategy(
-        min_size=low, max_size=high, max_concurrent_calls_per_actor=calls, max_tasks_in_flight_per_actor=calls + 1
-    )
+    size, writer = rows_per_block(job), Writer(job)
     table, done = ray.put(job.table), ray.put(job.done)
-
     slices = [{"slice": number} for number in range(len(job.table.slices))]
     rows = ray.data.from_items(slices, override_num_blocks=len(slices))
     rows = rows.map_batches(functools.partial(read_pending, table, done, size), batch_size=1)
     rows = rows.repartition(target_num_rows_per_block=size)
-    answers = rows.map_batches(
-        BatchWorker,
-        fn_constructor_args=(job.settings, job.folder, job.threads, monitor),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=pool,
-        num_cpus=job.reserved_cpus,
-        num_gpus=job.gpus,
-        memory=WORKER_MEMORY,
-        resources=workers.resources or None,
-        label_selector=workers.labels or None,
-    )
-    writer = Writer(job)
-    try:
-        for block, num_rows in with_ticks(answers):
-            if block is not None:
-                writer.add(block, num_rows)
-            on_tick(writer.poll())
-    finally:
-        writer.flush()
-        report = writer.wait()
+    if len(job.pools) == 1:
+        answers = with_ticks(answered_by(job.pools[0], rows, size, monitor))
+    else:
+        answers = pools.answers(job.pools, rows, size, monitor, writer)
+    with contextlib.closing(answers):
+        try:
+            for block in answers:
+                if block is not None:
+                    writer.add(block)
+                on_tick(writer.poll())
+        finally:
+            writer.flush()
+            report = writer.wait()
     on_tick(report)
     return report
 
 
+def answered_by(pool: Pool, rows: ray.data.Dataset, size: int, monitor: Any) -> ray.data.Dataset:
+    """Rows answered by one pool's workers, in blocks as they come."""
+    calls = max(2, min(MAX_CALLS, math.ceil(IN_FLIGHT_ROWS / size)))
+    low, high = pool.settings.workers.bounds
+    # A full worker has one block more than it runs; Ray Data's own 1.75 is never reached, and the pool would not grow.
+    DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    return rows.map_batches(
+        BatchWorker,
+        fn_constructor_args=(pool.settings, pool.folder, pool.threads, monitor),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            min_size=low, max_size=high, max_concurrent_calls_per_actor=calls, max_tasks_in_flight_per_actor=calls + 1
+        ),
+        memory=WORKER_MEMORY,
+        **pool.booking,
+    )
+
+
 def rows_per_block(job: Job) -> int:
-    """Rows handed to a worker at a time: many blocks for each worker, none too small to be worth a task."""
+    """Rows handed to a worker at a time: many blocks for each worker, none too small to be worth a task.
+
+    Where workers are of several kinds, none so large either that the slowest is at its last for long.
+    """
     pending = max(1, job.table.num_rows - job.done.count)
-    share = math.ceil(pending / (job.settings.workers.bounds[1] * BLOCKS_PER_WORKER))
-    return job.settings.workers.rows_per_block or min(max(share, MIN_BLOCK), MAX_BLOCK)
+    workers = sum(pool.settings.workers.bounds[1] for pool in job.pools)
+    share = math.ceil(pending / (workers * BLOCKS_PER_WORKER))
+    largest = MAX_BLOCK if len(job.pools) == 1 else pools.MAX_BLOCK
+    return job.settings.rows_per_block or min(max(share, MIN_BLOCK), largest)
 
 
 def read_pending(table: Any, done: Any, size: int, batch: dict[str, Any]) -> Iterator[pa.Table]:
@@ -110,67 +114,30 @@ def read_pending(table: Any, done: Any, size: int, batch: dict[str, Any]) -> Ite
                 yield pending
 
 
-def with_ticks(answers: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
-    """The blocks' references as they come, and (None, 0) every so often while none does."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = -1  # a block may take hours; workers.step_timeout finds the hung
-    # As iter_internal_ref_bundles, which keeps the executor to itself and waits for the first block.
-    executor = answers._create_executor()
-    bundles = answers._build_bundle_iterator(executor)
-    arrived: queue.Queue[Any] = queue.Queue(maxsize=64)
-    pump = threading.Thread(target=_pump, args=(bundles, arrived), daemon=True)
-    pump.start()
-    try:
-        while True:
-            try:
-                item = arrived.get(timeout=TICK_SECONDS)
-            except queue.Empty:
-                item = (None, 0)
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        # A run that ends early must end its workers too, and no thread of it may use Ray after ray.shutdown: Ray would
-        # end the process, without a word.
-        executor.shutdown(force=True)
-        executor.join(timeout=60)
-        while pump.is_alive():
-            with contextlib.suppress(queue.Empty):
-                arrived.get(timeout=0.01)
-
-
-def _pump(bundles: Iterator[Any], arrived: queue.Queue[Any]) -> None:
-    try:
-        for bundle in bundles:
-            for entry in bundle.blocks:
-                arrived.put((entry.ref, entry.metadata.num_rows))
-        arrived.put(None)
-    except BaseException as error:
-        arrived.put(error)
-
-
 @dataclass(slots=True)
 class Writer:
-    """Gathers answered blocks to files: by number of rows, or when the oldest has waited long enough."""
+    """Gathers answered blocks to files: by number of rows, or when the oldest has waited long enough.
+
+    `lost` holds the sources of answers that went with their node before they were written: whoever gave such blocks
+    takes them out and has them answered again.
+    """
 
     job: Job
     report: PartReport = field(default_factory=PartReport)
-    _blocks: list[Any] = field(default_factory=list)
+    lost: list[Block] = field(default_factory=list)
+    _blocks: list[Block] = field(default_factory=list)
     _rows: int = 0
     _since: float = 0.0
     _files: int = 0
-    _writes: list[Any] = field(default_factory=list)
+    _writes: dict[Any, tuple[str, list[Block]]] = field(default_factory=dict)
 
-    def add(self, block: Any, num_rows: int) -> None:
+    def add(self, block: Block) -> None:
         """Take an answered block in, and start a file if it is time."""
-        if not num_rows:
+        if not block.num_rows:
             return
         self._since = self._since if self._blocks else time.monotonic()
         self._blocks.append(block)
-        self._rows += num_rows
+        self._rows += block.num_rows
         if self._rows >= self.job.settings.output.rows_per_file:
             self.flush()
 
@@ -191,7 +158,8 @@ class Writer:
         output = self.job.output
         # A local folder is this machine's, whichever node answered the rows.
         write = _write_part.options(scheduling_strategy=home()) if output.is_local else _write_part
-        self._writes.append(write.remote(output, name, self.job.run_id, *self._blocks))
+        task = write.remote(output, name, self.job.run_id, *(block.ref for block in self._blocks))
+        self._writes[task] = (name, self._blocks)
         self._blocks, self._rows, self._files = [], 0, self._files + 1
 
     def wait(self) -> PartReport:
@@ -200,12 +168,48 @@ class Writer:
             self._collect(timeout=None)
         return self.report
 
+    def settle(self, timeout: float) -> bool:
+        """Write what there is, and wait a little; returns whether everything is written."""
+        self.flush()
+        self._collect(timeout)
+        return not self._writes and not self.lost
+
     def _collect(self, timeout: float | None) -> None:
         if not self._writes:
             return
-        finished, self._writes = ray.wait(self._writes, timeout=timeout)
-        for report in ray.get(finished):
-            self.report.add(report)
+        finished, _ = ray.wait(list(self._writes), timeout=timeout)
+        for task in finished:
+            name, blocks = self._writes.pop(task)
+            try:
+                self.report.add(ray.get(task))
+            except ray.exceptions.RayError as error:
+                if not _is_loss(error) or any(block.source is None for block in blocks):
+                    raise
+                self.job.output.drop_part(name)  # a first try may have written it and died before it said so
+                self._keep_what_is_there(blocks)
+
+    def _keep_what_is_there(self, blocks: list[Block]) -> None:
+        """Gather blocks anew, but those that are gone."""
+        looks = [_look_at.remote(block.ref) for block in blocks]
+        for block, look in zip(blocks, looks, strict=True):
+            try:
+                ray.get(look)
+                self.add(block)
+            except ray.exceptions.RayError as error:
+                if not _is_loss(error):
+                    raise
+                self.lost.append(block.source)
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether a task failed because what it was given is gone, and its makers' node with it."""
+    cause = getattr(error, "cause", None)
+    return isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause, ray.exceptions.ObjectLostError)
+
+
+@ray.remote(num_cpus=0)
+def _look_at(block: pa.Table) -> int:
+    return block.num_rows
 
 
 @ray.remote(num_cpus=0, max_retries=3)

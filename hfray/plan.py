@@ -133,26 +133,22 @@ def _try_somewhere(settings: BatchSettings, rows: pa.Table) -> Trial:
     """In this process on this machine, else in a task on a node of the cluster that a worker would fit on."""
     from hfray import cluster
 
+    settings, *others = settings.pools.values()
+    if others:
+        print("several pools: the plan is what a worker of the first would do", file=sys.stderr, flush=True)
     if cluster.is_local(settings):
         threads = None if settings.workers.cpus == "auto" else settings.workers.cpus
         return try_rows(settings, rows, threads)
     with cluster.connected(settings) as ray:
-        gpus, threads = cluster.worker_gpus(settings), cluster.worker_threads(ray, settings)
-        waiting = cluster.check_resources(ray, settings, gpus)
+        (pool,) = cluster.pools_of(ray, settings)
+        waiting = cluster.check_resources(ray, pool)
         if waiting:
             print(waiting, file=sys.stderr, flush=True)
-        workers = settings.workers
-        task = ray.remote(try_rows).options(
-            num_cpus=cluster.reserved_cpus(threads),
-            num_gpus=gpus,
-            resources=workers.resources or None,
-            label_selector=workers.labels or None,
-            max_retries=0,
-        )
+        task, timeout = ray.remote(try_rows).options(**pool.booking, max_retries=0), settings.workers.start_timeout
         try:
-            return ray.get(task.remote(settings, rows, threads), timeout=workers.start_timeout)
+            return ray.get(task.remote(settings, rows, pool.threads), timeout=timeout)
         except ray.exceptions.GetTimeoutError as error:
-            raise RuntimeError(f"workers.start_timeout={workers.start_timeout:g}: no worker by then.") from error
+            raise RuntimeError(f"workers.start_timeout={timeout:g}: no worker by then.") from error
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, SettingsError | EngineDiedError) else error from None
 

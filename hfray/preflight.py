@@ -42,8 +42,13 @@ def check(settings: BatchSettings) -> Table:
         prompt = RecordPrompt(settings.prompt)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    if settings.model.source.startswith((".", "/", "~")) and not Path(settings.model.source).expanduser().exists():
-        raise SettingsError(f"model.source={settings.model.source}: there is no such file or folder. Check the path.")
+    for number, pool in enumerate(settings.pools.values()):
+        source, key = (
+            pool.model.source,
+            "model.source" if len(settings.pools) == 1 else f"workers[{number}].model.source",
+        )
+        if source.startswith((".", "/", "~")) and not Path(source).expanduser().exists():
+            raise SettingsError(f"{key}={source}: there is no such file or folder. Check the path.")
     table = scan(settings.input)
     for name in prompt.variables:
         if name not in table.schema.names:

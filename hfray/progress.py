@@ -157,6 +157,16 @@ def engine_words(ready: int, workers: int, running: int, capacity: int) -> str:
     return f"{words}  engines {occupancy(running, capacity):.0%} full" if capacity else words
 
 
+def pool_words(pool: dict[str, Any]) -> str:
+    """What a pool of workers has done, in words, from its counts (`hfray.monitor`)."""
+    if not pool.get("workers"):
+        return "no worker came up"
+    words = f"{pool['workers']} worker{'s' * (pool['workers'] != 1)}, {pool['rows']:,} rows"
+    words += f", {pool['prompt_tokens']:,} tokens of prompts, {pool['generated_tokens']:,} generated"
+    share = pool.get("busy_share")
+    return words if share is None else f"{words}, busy {share:.0%} of the time"
+
+
 def occupancy(running: int, capacity: int) -> float:
     """Share of the engines' capacity in use; OpenVINO reads prompts of more rows in a step than it then runs."""
     return min(1.0, running / capacity) if capacity else 0.0

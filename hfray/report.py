@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfray.contents import Contents, read_contents
-from hfray.history import Run, course, load_runs, moment, stage_seconds, tail_seconds, workers
+from hfray.history import Run, course, load_runs, moment, pools, stage_seconds, tail_seconds, workers
 from hfray.outputs import OutputFolder
 from hfray.progress import duration
 
@@ -61,6 +61,7 @@ def report_page(output: OutputFolder) -> str:
         stages=stage_seconds(runs),
         tail=tail_seconds(runs),
         workers=workers(runs),
+        pools=pools(runs),
         errors=contents.largest_errors(ERRORS_SHOWN),
         error_groups=len(contents.errors),
         samples=shorten(contents.samples),
@@ -166,6 +167,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for name, value in settings.items():
         key = f"{prefix}{name}"
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):  # pools
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, dict) and value:
             found += flat(value, f"{key}.")
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,35 @@ HASH = np.dtype([("high", ">u8"), ("low", ">u8")])
 
 
 def fingerprint(settings: BatchSettings) -> dict[str, Any]:
-    """What decides the text: model and revision, task, backend and its precision, prompt, generation; flat keys."""
+    """What decides the text: model and revision, task, backend and its precision, prompt, generation; flat keys.
+
+    Of pools it is what they run that counts, not their order or size: pools that run the same are as one, and the
+    unlike stand sorted under `engines`.
+    """
+    flat: dict[str, Any] = {
+        "task": settings.task,
+        "input.path": _absolute(settings.input.path),
+        "input.columns": settings.input.columns,
+        "input.id_column": settings.input.id_column,
+    }
+    for name in ("template", "format", "chat", "system", "target"):
+        flat[f"prompt.{name}"] = getattr(settings.prompt, name)
+    flat |= {f"generation.{key}": value for key, value in settings.params.to_mapping().items()}
+    engines = {json.dumps(found, sort_keys=True): found for found in map(_engine, settings.pools.values())}
+    flat |= (
+        next(iter(engines.values())) if len(engines) == 1 else {"engines": [engines[key] for key in sorted(engines)]}
+    )
+    return {key: value for key, value in flat.items() if value is not None}
+
+
+def _engine(settings: BatchSettings) -> dict[str, Any]:
+    """The part of the fingerprint that pools may have of their own."""
     backend, model = settings.backend, settings.model
     flat: dict[str, Any] = {
         "model.source": model.source,
         "model.revision": model.revision,
         "model.dtype": model.dtype,
-        "task": settings.task,
         "backend": backend.name,
-        "input.path": _absolute(settings.input.path),
-        "input.columns": settings.input.columns,
-        "input.id_column": settings.input.id_column,
     }
     if backend.name == "openvino":
         flat["backend.weight_format"] = backend.weight_format
@@ -39,9 +58,6 @@ def fingerprint(settings: BatchSettings) -> dict[str, Any]:
         for key, value in backend.ov_config.items():
             if any(word in key for word in TEXT_PROPERTIES):
                 flat[f"backend.ov_config.{key}"] = value
-    for name in ("template", "format", "chat", "system", "target"):
-        flat[f"prompt.{name}"] = getattr(settings.prompt, name)
-    flat |= {f"generation.{key}": value for key, value in settings.params.to_mapping().items()}
     return {key: value for key, value in flat.items() if value is not None}
 
 

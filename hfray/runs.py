@@ -108,7 +108,8 @@ class RunRecord:
         summary, snapshot = self._summary, self._snapshot
         plain = summary.to_json()
         plain["written"].pop("samples", None)
-        known = {"totals": snapshot.get("totals", {}), "workers": snapshot.get("per_worker", {})}
+        parts = {"totals": "totals", "workers": "per_worker", "pools": "pools"}
+        known = {name: snapshot.get(key, {}) for name, key in parts.items()}
         now = {name: snapshot.get(name, 0) for name in ("running", "capacity", "workers_ready", "deaths")}
         plain["timeline"] = snapshot.get("timeline", {}) | plain["timeline"]
         self._content = plain | self._fixed | known | {"now": now, "stage": self._stage}

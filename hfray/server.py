@@ -87,20 +87,15 @@ def application(settings: ServeSettings) -> Application:
     import ray
 
     digests = read_key_digests(settings.serve)
-    gpus = cluster.worker_gpus(settings)
-    cluster.check_resources(ray, settings, gpus)
-    threads = cluster.worker_threads(ray, settings)
+    pool = cluster.pool_of(ray, settings)
+    cluster.check_resources(ray, pool)
     low, high = settings.workers.bounds
     capacity = settings.backend.batch_size or DEFAULT_CAPACITY
     scale = {"num_replicas": low}
     if high > low:
         bounds = {"min_replicas": low, "initial_replicas": low, "max_replicas": high}
         scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": capacity, "upscale_delay_s": 10}}
-    actor: dict[str, Any] = {"num_cpus": cluster.reserved_cpus(threads), "num_gpus": gpus}
-    if settings.workers.resources:
-        actor["resources"] = settings.workers.resources
-    if settings.workers.labels:
-        actor["label_selector"] = settings.workers.labels
+    actor = {name: value for name, value in pool.booking.items() if value is not None}
     logs = LoggingConfig(log_level="INFO" if settings.verbose else "WARNING")
     replica = serve.deployment(serve.ingress()(Replica), name="Engine").options(
         **scale,
@@ -117,7 +112,7 @@ def application(settings: ServeSettings) -> Application:
     board = serve.deployment(MetricsBoard, name="Metrics").options(
         ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=1, logging_config=logs
     )
-    return replica.bind(settings, threads, digests, board.bind())
+    return replica.bind(settings, pool.threads, digests, board.bind())
 
 
 def run_service(settings: ServeSettings) -> None:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from hfray.config import STRICT, SettingsError
 from hfray.contents import count_rows
 from hfray.outputs import OutputFolder
-from hfray.progress import TimeLeft, coarse, duration, engine_words, pace_words
+from hfray.progress import TimeLeft, coarse, duration, engine_words, pace_words, pool_words
 from hfray.runs import BEAT_SECONDS, RUNNING, SAMPLE_FIELDS, STOPPED, read_runs
 
 RATE_SECONDS = 60.0
@@ -112,6 +112,7 @@ def describe(status: Status) -> list[str]:
         lines += _pace(record)
     else:
         lines.append(f"last sign of life {duration(status.silent_seconds)} ago")
+    lines += [f"pool {name}: {pool_words(pool)}" for name, pool in record.get("pools", {}).items()]
     if status.runs > 1:
         lines.append(f"{status.runs} runs so far")
     return lines

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hfray.batch import Summary
 from hfray.plan import WORKERS, Plan
-from hfray.progress import coarse, duration
+from hfray.progress import coarse, duration, pool_words
 
 SNIPPET = 160  # characters of a prompt or an answer
 
@@ -130,6 +130,8 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
         tail = summary.engine.get("tail_seconds")
         share = f"{summary.engine['share_of_full_steps']:.0%} of the steps at least 80 % full"
         lines.append(("engine", share + (f", then a tail of {duration(tail)}" if tail else "")))
+    for number, (name, pool) in enumerate(summary.engine.get("pools", {}).items()):
+        lines.append(("" if number else "pools", f"{name}: {pool_words(pool)}"))
     if summary.engine.get("workers_replaced"):
         lines.append(("workers", f"{summary.engine['workers_replaced']} replaced"))
     return lines

@@ -50,6 +50,12 @@ class Worker:
         load = load_apart if apart else load_engine
         self.loop = EngineLoop(load(settings, folder=folder, threads=threads), on_death)
         self.prompts = RecordPrompt(settings.prompt, self.loop.engine.tokenizer)
+        self._open: set[_Answers] = set()
+
+    @property
+    def answered_rows(self) -> int:
+        """Rows that are answered, of the calls of `answer` that have not returned yet."""
+        return sum(answers.count for answers in list(self._open))
 
     async def answer(
         self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None] | None = None
@@ -61,9 +67,13 @@ class Worker:
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answers = _Answers(len(rows), done)
-        # Rendering and tokenizing take long; on the event loop they would hold up every other block.
-        await asyncio.to_thread(self._submit, rows, errors or [None] * len(rows), answers)
-        await done
+        self._open.add(answers)
+        try:
+            # Rendering and tokenizing take long; on the event loop they would hold up every other block.
+            await asyncio.to_thread(self._submit, rows, errors or [None] * len(rows), answers)
+            await done
+        finally:
+            self._open.discard(answers)
         return answers.prompts, answers.completions
 
     def _submit(self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None], answers: _Answers) -> None:
@@ -93,6 +103,11 @@ class _Answers:
         if not count:
             done.set_result(None)
 
+    @property
+    def count(self) -> int:
+        """Rows that have their completion."""
+        return len(self.completions) - self._missing
+
     def put(self, i: int, outcome: Completion | EngineDiedError) -> None:
         with self._lock:
             if self.completions[i] is not None:
@@ -116,10 +131,13 @@ class _Answers:
 class BatchWorker:
     """A Worker in a batch job's actor pool: blocks in, output rows out, and its life reported to the Monitor.
 
-    A dead or hung engine ends the process, not the call: Ray retries calls of a process that is gone, on another.
+    A dead or hung engine ends the process, not the call: calls of a process that is gone are repeated on another.
+
+    Args:
+        pool: the name of the worker's pool, where there are several.
     """
 
-    def __init__(self, settings: Any, folder: Path | None, threads: int | None, monitor: Any) -> None:
+    def __init__(self, settings: Any, folder: Path | None, threads: int | None, monitor: Any, pool: str = "") -> None:
         import ray
 
         os.environ["HFRAY_WORKER"] = "1"
@@ -127,7 +145,7 @@ class BatchWorker:
         self._monitor = monitor
         self._name = ray.get_runtime_context().get_actor_id()
         node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
-        ray.get(monitor.starting.remote(self._name, node, os.getpid()))
+        ray.get(monitor.starting.remote(self._name, node, os.getpid(), pool))
         self._gate = _Gate()
         self._worker: Worker | None = None
         try:
@@ -140,6 +158,16 @@ class BatchWorker:
         loop = self._worker.loop
         ray.get(monitor.ready.remote(self._name, time.monotonic() - started, loop.engine.capacity))
         threading.Thread(target=self._heartbeat, args=(settings.workers.step_timeout,), daemon=True).start()
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the engine runs at once; 0 where it could not be loaded."""
+        return 0 if self._worker is None else self._worker.loop.engine.capacity
+
+    @property
+    def answered_rows(self) -> int:
+        """Rows that are answered, of blocks that are not yet."""
+        return 0 if self._worker is None else self._worker.answered_rows
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """The output rows of a block, in its order."""

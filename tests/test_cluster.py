@@ -153,3 +153,42 @@ def test_a_node_that_comes_is_used(cluster, tmp_path):
     workers = check_answers(out, rows)
     busy = {worker["node"] for worker in workers.values() if worker["rows"]}
     assert len(busy) == before + 1
+
+
+@pytest.fixture
+def unlike():
+    """A head, a node labelled `fast` and two with a `slow` slot."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "include_dashboard": False})
+    found.add_node(labels={"pool": "fast"}, **NODE)
+    found.slow = [found.add_node(resources={"slow": 1}, **NODE) for _ in range(2)]
+    yield found
+    found.shutdown()
+
+
+def test_pools_are_on_their_nodes_and_a_lost_node_costs_no_row(unlike, tmp_path):
+    """The lost node's answers that were not written yet are answered again, by whoever is left."""
+    out, rows, log = tmp_path / "out", 800, tmp_path / "answered"
+    path = tmp_path / "table.jsonl"  # answers too large to travel with the reply: they lie on the node that dies
+    path.write_text("".join(json.dumps({"question": f"{i}? " + "long " * 2000}) + "\n" for i in range(rows)))
+    engine = f"backend: {{name: fake, batch_size: 16, step_seconds: 0.2, tokens_per_step: 16, answer_log: {log}}}"
+    pools = f"[{{name: fast, labels: {{pool: fast}}, {engine}, cpus: 2, rows_per_block: 16}}, "
+    pools += f"{{name: slow, resources: {{slow: 1}}, size: 2, {engine}, cpus: 2}}]"
+    io = [f"input.path={path}", f"output.path={out}", "output.flush_seconds=60"]
+    job = start_job(unlike, "conf=fake", f"workers={pools}", *io)
+    while not log.exists() or len(log.read_bytes().splitlines()) < 400:
+        assert job.poll() is None, job.stdout.read()
+        time.sleep(0.1)
+    unlike.remove_node(unlike.slow.pop(), allow_graceful=False)
+    said = job.communicate(timeout=180)[0]
+    assert job.returncode == 0, said
+    workers = check_answers(out, rows)
+    nodes = {worker["pool"]: worker["node"] for worker in workers.values()}
+    assert nodes["fast"] != nodes["slow"]
+    pools = json.loads((out / "_hfray" / "summary.json").read_text())["engine"]["pools"]
+    assert pools["fast"]["workers"] == 1
+    assert pools["slow"]["workers"] == 2
+    assert pools["slow"]["deaths"] == 1
+    assert rows + 3 * 16 < len(log.read_bytes().splitlines()) < rows + 400  # what it had answered, and no more
+    assert all(pool["rows"] > 100 for pool in pools.values())

@@ -202,21 +202,24 @@ def test_job_commands_compose(name):
     settings = job_settings(name)
     assert settings.input.path.startswith("s3://")  # no pod's own disk
     assert settings.output.path.startswith("s3://")
-    chosen = [
-        group
-        for group in cluster_of(name)["workerGroupSpecs"]
-        if settings.workers.labels.items() <= group["labels"].items()
-    ]
-    (group,) = chosen
-    low, high = settings.workers.bounds
-    assert low == 1  # the pool starts with the first node, not with the last
-    assert high == group["maxReplicas"]
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert int(limits["cpu"]) == settings.workers.cpus
-    assert float(limits.get("nvidia.com/gpu", 0)) == cluster.worker_gpus(settings)
-    if "nvidia.com/gpu" in limits:
-        tolerated = [t["key"] for t in group["template"]["spec"]["tolerations"]]
-        assert "nvidia.com/gpu" in tolerated
+    for pool in settings.pools.values():
+        chosen = [
+            group
+            for group in cluster_of(name)["workerGroupSpecs"]
+            if pool.workers.labels.items() <= group["labels"].items()
+        ]
+        (group,) = chosen
+        low, high = pool.workers.bounds
+        assert low == 1  # the pool starts with the first node, not with the last
+        assert high == group["maxReplicas"]
+        container = group["template"]["spec"]["containers"][0]
+        limits = container["resources"]["limits"]
+        assert int(limits["cpu"]) == pool.workers.cpus
+        assert float(limits.get("nvidia.com/gpu", 0)) == cluster.worker_gpus(pool)
+        assert container["image"].startswith("hfray-openvino:") == (pool.backend.name == "openvino")
+        if "nvidia.com/gpu" in limits:
+            tolerated = [t["key"] for t in group["template"]["spec"]["tolerations"]]
+            assert "nvidia.com/gpu" in tolerated
 
 
 def test_service_composes():
