@@ -162,9 +162,9 @@ def pool_words(pool: dict[str, Any]) -> str:
     if not pool.get("workers"):
         return "no worker came up"
     words = f"{pool['workers']} worker{'s' * (pool['workers'] != 1)}, {pool['rows']:,} rows"
-    words += f", {pool['prompt_tokens']:,} tokens of prompts, {pool['generated_tokens']:,} generated"
+    words += f", {pool['prompt_tokens']:,} tokens in, {pool['generated_tokens']:,} out"
     share = pool.get("busy_share")
-    return words if share is None else f"{words}, busy {share:.0%} of the time"
+    return words if share is None else f"{words}, {share:.0%} busy"
 
 
 def occupancy(running: int, capacity: int) -> float:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -72,7 +75,7 @@ def test_what_each_pool_did_is_shown(shared_ray, tmp_path):
     said = io.StringIO()
     print_summary(summary, said)
     left = summary.engine["pools"]["left"]
-    words = f"left: 1 worker, {left['rows']} rows, {left['prompt_tokens']:,} tokens of prompts"
+    words = f"left: 1 worker, {left['rows']} rows, {left['prompt_tokens']:,} tokens in"
     assert words in said.getvalue()
     assert "gone: no worker came up" in said.getvalue()
     assert f"pool {words}" in "\n".join(describe(read_status(str(out))))
@@ -155,6 +158,24 @@ def test_a_pool_grows_while_its_workers_are_full(shared_ray, tmp_path):
     check_rows(tmp_path / "out", 800)
     assert summary.engine["pools"]["grows"]["workers"] == 2
     assert all(worker["rows"] for worker in summary.engine["workers"].values())
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(shared_ray, tmp_path):
+    path, out = table(tmp_path, 400), tmp_path / "out"
+    command = [sys.executable, "-m", "jobs.batch", f"input.path={path}", f"output.path={out}", *QUICK]
+    command.append(f"workers=[{fake('a', 0.5)}, {fake('b', 0.5)}]")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 90
+    while not list(out.glob("*.parquet")) and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    done = len(rows_of(out))
+    assert 0 < done < 400
+    assert job(path, out, fake("other", size=3), fake("order")).rows_done_before == done
+    check_rows(out, 400)
 
 
 def test_unlike_engines_answer_one_table(shared_ray, tmp_path, tiny_gpt2):
