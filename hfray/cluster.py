@@ -9,12 +9,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hfray.config import BatchSettings, SettingsError
 
+CORES_PER_WORKER = 16  # of one CPU engine, where workers.size and workers.cpus are auto
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # the core's own lines on stderr
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -133,7 +134,7 @@ class Pool:
 
 def pools_of(ray: Any, settings: BatchSettings) -> list[Pool]:
     """The job's pools, one where `workers` is no list."""
-    kinds = settings.pools
+    kinds = {name: sized(ray, kind) for name, kind in settings.pools.items()}
     if len(kinds) == 1:
         return [pool_of(ray, kind) for kind in kinds.values()]
     return [
@@ -146,8 +147,31 @@ def pool_of(
     ray: Any, settings: BatchSettings, name: str = "", key: str = "workers", beside: Sequence[BatchSettings] = ()
 ) -> Pool:
     """The workers of settings that have one kind of them; `beside` as in `worker_threads`."""
+    settings = sized(ray, settings)
     threads = worker_threads(ray, settings, beside)
     return Pool(name, key, settings, threads, reserved_cpus(threads), worker_gpus(settings))
+
+
+def sized(ray: Any, settings: BatchSettings) -> BatchSettings:
+    """The settings with `workers.size=auto` as a number: an engine for every GPU, or for about CORES_PER_WORKER cores.
+
+    Two engines of half the threads gave fewer tokens per second than one of all, where that was measured (2 cores), and
+    hold the model twice; beyond CORES_PER_WORKER the threads of one engine mostly wait for memory and for each other.
+    """
+    workers, gpus = settings.workers, worker_gpus(settings)
+    if workers.size != "auto":
+        return settings
+    nodes = _nodes_for(ray, settings)
+    if gpus:
+        have = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in ray.nodes()}
+        count = sum(int(have[node] // gpus) for node in nodes)
+    elif settings.backend.name == "fake":
+        count = 1
+    elif workers.cpus == "auto":
+        count = sum(max(1, round(cpus / CORES_PER_WORKER)) for cpus in nodes.values() if cpus >= 1)
+    else:
+        count = sum(int(cpus // workers.cpus) for cpus in nodes.values())
+    return replace(settings, workers=replace(workers, size=max(1, count)))
 
 
 def worker_threads(ray: Any, settings: BatchSettings, beside: Sequence[BatchSettings] = ()) -> int:

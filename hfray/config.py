@@ -166,9 +166,11 @@ class OutputSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WorkerSettings:
-    """The actor pool: `size` n or [min, max] workers, one engine in each; the rest is what one worker takes."""
+    """The actor pool: `size` n, [min, max] or as many workers as the nodes carry, one engine in each; the rest is what
+    one worker takes.
+    """
 
-    size: int | list[int] = 1
+    size: int | list[int] | Literal["auto"] = "auto"
     cpus: int | Literal["auto"] = "auto"
     gpus: float | Literal["auto"] = "auto"
     resources: dict[str, float] = Field(default_factory=dict)
@@ -180,13 +182,17 @@ class WorkerSettings:
     def __post_init__(self) -> None:
         low, high = self.bounds
         if not 1 <= low <= high or (isinstance(self.size, list) and len(self.size) != 2):
-            raise ValueError(f"workers.size={self.size!r}: must be a count >= 1 or [min, max] with 1 <= min <= max.")
+            raise ValueError(
+                f"workers.size={self.size!r}: must be a count >= 1, [min, max] with 1 <= min <= max, or 'auto'."
+            )
         if self.cpus != "auto" and self.cpus < 1:
             raise ValueError(f"workers.cpus={self.cpus}: must be 'auto' or at least 1.")
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Fewest and most workers."""
+        """Fewest and most workers; `auto` is one here, until `hfray.cluster.sized` has seen the nodes."""
+        if self.size == "auto":
+            return (1, 1)
         return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[-1])
 
 

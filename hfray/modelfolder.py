@@ -59,6 +59,15 @@ def kv_values_per_token(folder: Path) -> int | None:
     return 2 * layers * (kv_heads or heads) * (first("head_dim") or hidden // heads)
 
 
+def weight_bytes(folder: Path, dtype: str) -> int:
+    """Bytes that the weights take in memory as `dtype` ("float32", "bfloat16", ...), by the size of their files."""
+    kinds = ("*.safetensors", "*.bin")
+    stored = next((total for kind in kinds if (total := sum(f.stat().st_size for f in folder.glob(kind)))), 0)
+    config = read_config(folder)
+    width = {"float32": 4, "float16": 2, "bfloat16": 2}
+    return stored * width[dtype] // width.get(config.get("dtype") or config.get("torch_dtype"), width[dtype])
+
+
 def model_type(folder: Path) -> str:
     """The architecture's name as in `config.json`, or ""."""
     return read_config(folder).get("model_type", "")

@@ -57,7 +57,9 @@ def test_greedy_tokens_are_those_of_generate(reference, preset):
     completions = loop.generate([Prompt(text) for text in prompts()], params)
     loop.close()
     parted = {
-        row: next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+        row: next(
+            (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
+        )
         for row, (mine, theirs) in enumerate(zip([c.token_ids for c in completions], reference, strict=True))
         if mine != theirs
     }

@@ -83,6 +83,24 @@ def check_answers(folder: Path, rows: int) -> dict:
     return json.loads((folder / "_hfray" / "summary.json").read_text())["engine"]["workers"]
 
 
+SIZES = """
+import sys, ray
+from hfray.cluster import sized, worker_threads
+from tests.conftest import batch_settings
+
+ray.init(logging_level="ERROR")
+for overrides in ([], ["workers.cpus=1"], ["conf=fake"], ["workers.size=7"], ["conf=bloom_gpu"]):
+    settings = sized(ray, batch_settings(*overrides, "input.path=-", "output.path=-"))
+    print(settings.workers.size, worker_threads(ray, settings))
+"""
+
+
+def test_auto_is_an_engine_for_every_node_or_gpu(cluster):
+    command = [sys.executable, "-c", SIZES]
+    done = subprocess.run(command, env=environment(cluster), capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:5] == ["3 2", "6 1", "1 1", "7 1", "1 2"]
+
+
 def makings(cache: Path) -> list[str]:
     return [line for log in cache.rglob("*.made") for line in log.read_text().splitlines()]
 

@@ -16,6 +16,8 @@ from hfray.engines.lengths import ExpectedLength
 from hfray.engines.loop import EngineLoop, Prompt
 from hfray.engines.params import GenerationParams, RequestError
 from hfray.engines.prefixes import PrefixIndex
+from hfray.engines.transformers import check_fits
+from hfray.modelfolder import weight_bytes
 from tests.conftest import QUESTIONS
 
 ENGINES = ["fake", "transformers-gpt2", "transformers-bloom", "transformers-llama", "openvino-gpt2"]
@@ -243,6 +245,14 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(request, engine, monke
     assert [c.token_ids for c in completions] == [_generate(made, p.text, 12) for p in PROMPTS]
     assert made.capacity == 2
     loop.close()
+
+
+def test_a_model_too_large_for_its_gpu_is_told_by_its_size(tiny_gpt2):
+    weights = weight_bytes(tiny_gpt2, "float32")
+    assert weights == pytest.approx(2 * weight_bytes(tiny_gpt2, "bfloat16"), abs=1)
+    check_fits(weights, 2 * weights, "model.source=here:")
+    with pytest.raises(ValueError, match=r"model.source=here: its weights take 20.0 GiB.*8.0 GiB free.*workers.gpus=3"):
+        check_fits(20 << 30, 8 << 30, "model.source=here:")
 
 
 def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ from hfray.engines.base import Engine, Request, StepOutput
 from hfray.engines.kvcache import BatchCache
 from hfray.engines.lengths import ExpectedLength
 from hfray.engines.sampling import Row, Sampler
-from hfray.modelfolder import context_length, has_tokenizer
+from hfray.modelfolder import context_length, has_tokenizer, read_config, weight_bytes
 
 CPU_CAPACITY, MAX_CAPACITY = 32, 256
 REFILL_SHARE = 8  # new rows join, and finished ones are dropped, once an eighth of the batch is free
 KV_SHARE = 0.7  # of the device memory that the weights leave free
+WEIGHTS_SHARE = 0.9  # of a GPU's free memory that weights may take at most: rows need some too
 EXPECTED_LENGTH = 512  # tokens of a typical row, by which the memory is shared out
 
 
@@ -81,6 +83,11 @@ def load_model(
         on_cpu = device == "cpu" and device_map in (None, "cpu")
         fits = on_cpu or not torch.cuda.is_available()
         dtype = "float32" if fits else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    quantized = "quantization_config" in {**read_config(folder), **(model_kwargs or {})}
+    if device_map is None and device != "cpu" and not quantized:
+        check_fits(
+            weight_bytes(folder, dtype), torch.cuda.mem_get_info(device)[0], f"model.source={folder}: in {dtype}"
+        )
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, **(model_kwargs or {})}
     if attention:
         options["attn_implementation"] = attention
@@ -88,6 +95,17 @@ def load_model(
         options["device_map"] = device_map
     model = auto_class.from_pretrained(folder, **options)
     return model.eval() if device_map is not None else model.eval().to(device)
+
+
+def check_fits(weights: int, free: int, what: str) -> None:
+    """Raise ValueError, before anything is loaded, where a model's weights exceed a GPU's free memory (bytes)."""
+    if weights < free * WEIGHTS_SHARE:
+        return
+    gib, gpus = 1 << 30, math.ceil(weights / max(1, free * WEIGHTS_SHARE))
+    raise ValueError(
+        f"{what} its weights take {weights / gib:.1f} GiB, and the GPU has {free / gib:.1f} GiB free. Spread it over "
+        f"several: device=auto workers.gpus={gpus}."
+    )
 
 
 class TransformersEngine(Engine):
