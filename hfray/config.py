@@ -69,6 +69,7 @@ class OpenVINOBackend:
     batch_tokens: int = Field(default=512, ge=1)
     kv_cache_gib: float | None = Field(default=None, gt=0)
     prefix_caching: bool = True
+    prompt_lookup: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from hfray.engines.base import Engine, EngineDiedError, GenerationParams, Request, RequestError, StepOutput
 from hfray.engines.shared import RecentCompletions, share_key
@@ -73,7 +72,7 @@ class _Sequence:
     on_done: Callable[[Completion | EngineDiedError], None]
     on_text: Callable[[str], None] | None
     on_step: Callable[[StepOutput], None] | None
-    key: Any = None  # of the prompts that share this completion
+    key: bytes | None = None  # of the prompts that share this completion
     followers: list[Callable[[Completion | EngineDiedError], None]] = field(default_factory=list)
     num_generated: int = 0
     logprobs: list = field(default_factory=list)
@@ -92,7 +91,7 @@ class EngineLoop:
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._sequences: dict[int, _Sequence] = {}
-        self._leaders: dict[Any, _Sequence] = {}
+        self._leaders: dict[bytes, _Sequence] = {}
         self._recent = RecentCompletions()
         self._ids = itertools.count(1)
         self._closing = False
