@@ -37,6 +37,9 @@ def connected(settings: BatchSettings) -> Iterator[Any]:
     if ray is not None and ray.is_initialized():
         yield ray
         return
+    if is_local(settings):
+        # Ray starts workers at niceness 15, behind its own helpers, and an engine's threads wait for the slowest of them.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     if not settings.verbose:
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)

@@ -11,6 +11,7 @@ from hfray.engines.base import Engine
 if TYPE_CHECKING:
     from hfray.config import EngineSettings
 
+CAPACITY = {"openvino": 128, "fake": 64}  # rows run at once where backend.batch_size does not say
 SEQ2SEQ = {"text2text-generation", "summarization", "translation"}
 
 
@@ -30,7 +31,9 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
         from hfray.engines.fake import FakeEngine
 
         names = ("tokens_per_step", "step_seconds", "context_length", "fail_on", "die_on", "hang_on", "answer_log")
-        return FakeEngine(capacity=backend.batch_size or 64, **{name: getattr(backend, name) for name in names})
+        return FakeEngine(
+            capacity=backend.batch_size or CAPACITY["fake"], **{name: getattr(backend, name) for name in names}
+        )
     if folder is None or not folder.exists():
         from hfray.models import prepare
 
@@ -41,7 +44,7 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
 def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> Engine:
     backend, device = settings.backend, settings.device.name or "CPU"
     properties: dict[str, Any] = dict(backend.ov_config)
-    if threads and device == "CPU":
+    if threads and device == "CPU" and threads < (os.cpu_count() or 1):  # all of them OpenVINO places better by itself
         properties.setdefault("INFERENCE_NUM_THREADS", threads)
     if settings.task in SEQ2SEQ:
         from hfray.engines.seq2seq import Seq2SeqEngine
@@ -55,7 +58,7 @@ def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> En
         folder,
         device=device,
         properties=properties,
-        capacity=backend.batch_size or 64,
+        capacity=backend.batch_size or CAPACITY["openvino"],
         batch_tokens=backend.batch_tokens,
         kv_cache_gib=backend.kv_cache_gib,
         prefix_caching=backend.prefix_caching,

@@ -81,7 +81,7 @@ class OpenVINOEngine(Engine):
         *,
         device: str = "CPU",
         properties: Mapping[str, Any] | None = None,
-        capacity: int = 64,
+        capacity: int = 128,
         batch_tokens: int = 512,
         kv_cache_gib: float | None = None,
         prefix_caching: bool = True,
