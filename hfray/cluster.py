@@ -40,6 +40,9 @@ def connected(settings: BatchSettings) -> Iterator[Any]:
     if is_local(settings):
         # Ray starts workers at niceness 15, behind its own helpers, and an engine's threads wait for the slowest of them.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault(
+            "RAY_enable_metrics_collection", "0"
+        )  # nobody collects them, and all take turns on a core
     if not settings.verbose:
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)

@@ -18,6 +18,7 @@ from hfray import pools
 from hfray.blocks import Block, with_ticks
 from hfray.cluster import Pool
 from hfray.config import BatchSettings
+from hfray.engines.load import CAPACITY
 from hfray.inputs import Table
 from hfray.nodes import home
 from hfray.outputs import OutputFolder, PartReport
@@ -26,8 +27,9 @@ from hfray.worker import BatchWorker
 
 BLOCKS_PER_WORKER = 64  # so that workers end together, and a crash costs a small share of the work
 MIN_BLOCK, MAX_BLOCK = 16, 1024  # rows
-IN_FLIGHT_ROWS = 192  # rows in a worker at least: enough that its engine never waits for the next block
-MAX_CALLS = 16
+MIN_IN_FLIGHT = 192  # rows in a worker at least; rows of a block that is not finished keep their place
+IN_FLIGHT = 2.5  # ... and for each that its engine runs at once: enough that it never waits for the next block
+MAX_CALLS = 32
 MAX_WRITES = 4  # files written at once
 WORKER_MEMORY = 1 << 20  # a resource of its own: Ray Data fuses stages of equal resources, the reader into the engine
 
@@ -75,7 +77,9 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
 
 def answered_by(pool: Pool, rows: ray.data.Dataset, size: int, monitor: Any) -> ray.data.Dataset:
     """Rows answered by one pool's workers, in blocks as they come."""
-    calls = max(2, min(MAX_CALLS, math.ceil(IN_FLIGHT_ROWS / size)))
+    backend = pool.settings.backend
+    in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT * (backend.batch_size or CAPACITY.get(backend.name, 0)))
+    calls = max(2, min(MAX_CALLS, math.ceil(in_flight / size)))
     low, high = pool.settings.workers.bounds
     # A full worker has one block more than it runs; Ray Data's own 1.75 is never reached, and the pool would not grow.
     DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0

@@ -126,10 +126,10 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
         equal = summary.engine["rows_of_equal_prompts"]
         words = f"{saved['generated']:,} of {equal:,} rows with equal prompts, " if equal else ""
         lines.append(("saved", f"{words}{saved['prompts'] + saved['prefixes']:,} tokens of prompts"))
-    if summary.engine.get("share_of_full_steps") is not None:
-        tail = summary.engine.get("tail_seconds")
+    tail = summary.engine.get("tail_seconds")
+    if tail is not None:  # the engine was full once
         share = f"{summary.engine['share_of_full_steps']:.0%} of the steps at least 80 % full"
-        lines.append(("engine", share + (f", then a tail of {duration(tail)}" if tail else "")))
+        lines.append(("engine", f"{share}, then a tail of {duration(tail)}"))
     for number, (name, pool) in enumerate(summary.engine.get("pools", {}).items()):
         lines.append(("" if number else "pools", f"{name}: {pool_words(pool)}"))
     if summary.engine.get("workers_replaced"):
