@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ray
-from ray.data import DataContext
 
 TICK_SECONDS = 0.5
 
@@ -29,9 +28,6 @@ def arriving(dataset: ray.data.Dataset) -> Iterator[queue.Queue[Any]]:
     Left early it ends the dataset's workers too, and no thread of it uses Ray any more: after ray.shutdown, Ray would
     end the process, without a word.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = -1  # a block may take hours; workers.step_timeout finds the hung
     # As iter_internal_ref_bundles, which keeps the executor to itself and waits for the first block.
     executor = dataset._create_executor()
     bundles = dataset._build_bundle_iterator(executor)

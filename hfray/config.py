@@ -69,7 +69,6 @@ class OpenVINOBackend:
     batch_tokens: int = Field(default=512, ge=1)
     kv_cache_gib: float | None = Field(default=None, gt=0)
     prefix_caching: bool = True
-    prompt_lookup: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -201,6 +200,7 @@ class WorkerSettings:
 class PoolSettings(WorkerSettings):
     """One of several kinds of workers: what one takes, and what it runs where that is not the job's own."""
 
+    size: int | list[int] | Literal["auto"] = 1  # auto would have each pool take the whole of the nodes they share
     name: str | None = None
     backend: Annotated[Backend, Field(discriminator="name")] | None = None
     device: DeviceSettings | None = None

@@ -52,6 +52,7 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
     `on_tick(report)` is called about twice a second and after every file, and may raise to end the run; what has
     been answered by then is written first.
     """
+    _set_up_ray_data()
     size, writer = rows_per_block(job), Writer(job)
     table, done = ray.put(job.table), ray.put(job.done)
     slices = [{"slice": number} for number in range(len(job.table.slices))]
@@ -75,14 +76,21 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
     return report
 
 
+def _set_up_ray_data() -> None:
+    """What every dataset made from now on takes over."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # a block may take hours; workers.step_timeout finds the hung
+    # A full worker has one block more than it runs; Ray Data's own 1.75 is never reached, and the pool would not grow.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+
+
 def answered_by(pool: Pool, rows: ray.data.Dataset, size: int, monitor: Any) -> ray.data.Dataset:
     """Rows answered by one pool's workers, in blocks as they come."""
     backend = pool.settings.backend
     in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT * (backend.batch_size or CAPACITY.get(backend.name, 0)))
     calls = max(2, min(MAX_CALLS, math.ceil(in_flight / size)))
     low, high = pool.settings.workers.bounds
-    # A full worker has one block more than it runs; Ray Data's own 1.75 is never reached, and the pool would not grow.
-    DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     return rows.map_batches(
         BatchWorker,
         fn_constructor_args=(pool.settings, pool.folder, pool.threads, monitor),

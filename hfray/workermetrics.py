@@ -18,6 +18,10 @@ COUNTERS = {
     "generated_tokens": ("hfray_batch_generated_tokens", "Tokens generated for finished rows"),
     "steps": ("hfray_batch_engine_steps", "Steps of the engine"),
     "full_steps": ("hfray_batch_engine_full_steps", "Steps at 80 % of the engine's capacity or more"),
+    "shared_rows": ("hfray_batch_shared_rows", "Rows that took the completion of an equal prompt"),
+    "saved_prompt_tokens": ("hfray_batch_saved_prompt_tokens", "Tokens of such rows' prompts"),
+    "saved_tokens": ("hfray_batch_saved_tokens", "Generated tokens that such rows took over"),
+    "prefix_tokens": ("hfray_batch_prefix_tokens", "Prompt tokens that the prefix cache had"),
     "busy_seconds": ("hfray_batch_engine_busy_seconds", "Time in the engine's steps"),
 }
 GAUGES = {

@@ -123,7 +123,7 @@ def test_each_cache_is_filled_once(cluster, caches, s3_model, s3_environment):
     here = environment(cluster, **s3_environment, PYTHONPATH=str(Path(__file__).parent.parent))
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str([64] * 6)
+    assert done.stdout.strip() == str([128] * 6)
     assert len(makings(caches[0])) == 1  # for two nodes
     assert len(makings(caches[2])) == 1
 

@@ -41,7 +41,7 @@ def test_a_gguf_file_cut_short_is_named(smollm2, tmp_path, monkeypatch):
     """The header is whole and the weights are not, as after a download that broke off."""
     from hfray.config import cache_folder
 
-    whole = next(cache_folder().glob("pip/**/*.gguf"), None)
+    whole = next((path for path in cache_folder().glob("pip/**/*.gguf") if path.is_file()), None)
     if whole is None:
         pytest.skip("the model's file is not in the cache")
     file = tmp_path / "short.gguf"

@@ -62,7 +62,6 @@ def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> En
         batch_tokens=backend.batch_tokens,
         kv_cache_gib=backend.kv_cache_gib,
         prefix_caching=backend.prefix_caching,
-        prompt_lookup=backend.prompt_lookup,
     )
 
 

@@ -17,7 +17,6 @@ from hfray.engines.lengths import ExpectedLength
 from hfray.engines.prefixes import PrefixIndex
 from hfray.modelfolder import context_length, kv_values_per_token
 
-NGRAM = 3  # tokens that a place in the prompt must have in common, to guess on from there
 KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
 KV_CACHE_GIB = (1, 16)  # ... within these bounds
 
@@ -71,8 +70,6 @@ class OpenVINOEngine(Engine):
         batch_tokens: most tokens (of prompts and running sequences) in one step.
         kv_cache_gib: size of the KV cache; None takes a quarter of the free memory.
         prefix_caching: keep and reuse the KV cache of shared beginnings of prompts.
-        prompt_lookup: tokens guessed ahead in a step, from where the last ones stand in the prompt; None: none. For
-            greedy rows that repeat their prompt, few at a time: a full batch has no room for guesses.
     """
 
     def __init__(
@@ -85,7 +82,6 @@ class OpenVINOEngine(Engine):
         batch_tokens: int = 512,
         kv_cache_gib: float | None = None,
         prefix_caching: bool = True,
-        prompt_lookup: int | None = None,
     ) -> None:
         self.tokenizer = OpenVINOTokenizer(folder)
         self.context_length = context_length(folder)
@@ -95,8 +91,7 @@ class OpenVINOEngine(Engine):
         scheduler.max_num_seqs = capacity
         scheduler.max_num_batched_tokens = max(batch_tokens, capacity)
         scheduler.enable_prefix_caching = prefix_caching
-        self._kv_cache_gib, self._prompt_lookup = scheduler.cache_size, prompt_lookup
-        properties = dict(properties or {}) | ({"prompt_lookup": True} if prompt_lookup else {})
+        self._kv_cache_gib, properties = scheduler.cache_size, dict(properties or {})
         try:
             self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, device, properties)
         except RuntimeError as error:
@@ -208,9 +203,6 @@ class OpenVINOEngine(Engine):
         config.apply_chat_template = False
         if params.logprobs is not None:
             config.logprobs = 1
-        if self._prompt_lookup:
-            config.num_assistant_tokens = 0 if params.sampling else self._prompt_lookup
-            config.max_ngram_size = NGRAM
         sampling = ("temperature", "top_k", "top_p", "min_p") if params.sampling else ()
         always = ("repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty")
         for name in (*sampling, *always):
