@@ -161,8 +161,8 @@ def pool_of(
 def sized(ray: Any, settings: BatchSettings) -> BatchSettings:
     """The settings with `workers.size=auto` as a number: an engine for every GPU, or for about CORES_PER_WORKER cores.
 
-    Two engines of half the threads gave fewer tokens per second than one of all, where that was measured (2 cores), and
-    hold the model twice; beyond CORES_PER_WORKER the threads of one engine mostly wait for memory and for each other.
+    By argument, not yet by measurement beyond two cores: more engines of fewer threads hold the model more often, and
+    beyond CORES_PER_WORKER the threads of one engine mostly wait for memory and for each other.
     """
     workers, gpus = settings.workers, worker_gpus(settings)
     if workers.size != "auto":

@@ -1,6 +1,6 @@
 """Kill, starve and hang a job at random moments, and count what is lost, repeated, wrong or done twice.
 
-python -m tests.chaos [--times N] [--seed S] [--only FAULT ...]
+python -m tests.chaos [--times N] [--rows N] [--seed S] [--only FAULT ...]
 
 Each fault runs against the same table as an undisturbed run; the table printed at the end is the result. The `fake`
 engine's rows take a fixed time, and its answer log counts every row answered, also those that a crash threw away.
@@ -25,7 +25,6 @@ import pyarrow.dataset as ds
 from rich.console import Console
 from rich.table import Table
 
-ROWS = 4000
 SLOW = [
     "conf=fake",
     "backend.step_seconds=0.4",
@@ -55,10 +54,10 @@ class Outcome:
 class Chaos:
     """A table, an undisturbed run over it, and faults to compare with that."""
 
-    def __init__(self, folder: Path, times: int, seed: int) -> None:
-        self.folder, self.times, self.random = folder, times, random.Random(seed)
+    def __init__(self, folder: Path, times: int, rows: int, seed: int) -> None:
+        self.folder, self.times, self.rows, self.random = folder, times, rows, random.Random(seed)
         self.table = folder / "in.jsonl"
-        self.table.write_text("".join(json.dumps({"question": f"row number {i}"}) + "\n" for i in range(ROWS)))
+        self.table.write_text("".join(json.dumps({"question": f"row number {i}"}) + "\n" for i in range(rows)))
         self.log = folder / "answers.log"
 
     # --- running -----------------------------------------------------------------------------------------------
@@ -226,7 +225,7 @@ class Chaos:
 
     def _with_extra(self, outcome: Outcome) -> Outcome:
         answered = self.answered()
-        outcome.extra = 100 * (answered - ROWS) / ROWS if answered else None
+        outcome.extra = 100 * (answered - self.rows) / self.rows if answered else None
         return outcome
 
 
@@ -256,13 +255,14 @@ def print_table(outcomes: list[Outcome]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=None, help="faults, by method name")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
-        chaos = Chaos(Path(folder), arguments.times, arguments.seed)
+        chaos = Chaos(Path(folder), arguments.times, arguments.rows, arguments.seed)
         faults = [
             "kill_workers",
             "kill_drivers",
