@@ -9,6 +9,7 @@ engine's rows take a fixed time, and its answer log counts every row answered, a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -197,7 +198,7 @@ class Chaos:
         """A disk that fills up in mid-run; with room again, the same command goes on."""
         outcome, mount = Outcome("full disk", injected=1), self.folder / "small"
         mount.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], check=False)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)], check=False)
         if done.returncode:
             outcome.notes.append("not run: no right to mount a small file system")
             outcome.injected = 0
@@ -207,17 +208,14 @@ class Chaos:
             while process.poll() is None and not list((mount / "out").glob("*.parquet")):
                 time.sleep(0.2)
             ballast = mount / "ballast"
-            with open(ballast, "wb") as file:
-                try:
-                    while True:
-                        file.write(bytes(4096))
-                        file.flush()
-                except OSError:
-                    pass
+            with contextlib.suppress(OSError), open(ballast, "wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
             _, stderr = process.communicate(timeout=RUN_SECONDS)
             if process.returncode != 1 or "No space left" not in stderr:
                 outcome.notes.append(f"ended with {process.returncode}: {stderr[-300:]}")
-            ballast.unlink()
+            ballast.unlink(missing_ok=True)
             self.finish(self.start(mount / "out", *SLOW))
             return self._with_extra(self.judge(outcome, mount / "out", wanted))
         finally:
