@@ -22,6 +22,10 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning at every start
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives ray.shutdown must not start a Ray of its own
 }
+OURS_ALONE = {  # of a Ray that we start ourselves
+    "RAY_worker_niceness": "0",  # Ray's 15 puts workers behind its own helpers, and an engine's threads wait for the last
+    "RAY_enable_metrics_collection": "0",  # nobody collects them, and all take turns on a core
+}
 
 
 def is_local(settings: BatchSettings) -> bool:
@@ -38,11 +42,8 @@ def connected(settings: BatchSettings) -> Iterator[Any]:
         yield ray
         return
     if is_local(settings):
-        # Ray starts workers at niceness 15, behind its own helpers, and an engine's threads wait for the slowest of them.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault(
-            "RAY_enable_metrics_collection", "0"
-        )  # nobody collects them, and all take turns on a core
+        for key, value in OURS_ALONE.items():
+            os.environ.setdefault(key, value)
     if not settings.verbose:
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
@@ -65,8 +66,6 @@ def connected(settings: BatchSettings) -> Iterator[Any]:
             f"ray.address={address}: cannot be reached ({str(error).splitlines()[0]}). Check the address; a cluster with "
             "token authentication needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
         ) from error
-    if not settings.verbose:
-        _silence_ray_data()
     try:
         yield ray
     finally:
@@ -94,15 +93,6 @@ def _stderr_closed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _silence_ray_data() -> None:
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs the errors that it raises, with tracebacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +142,7 @@ def pools_of(ray: Any, settings: BatchSettings) -> list[Pool]:
 def pool_of(
     ray: Any, settings: BatchSettings, name: str = "", key: str = "workers", beside: Sequence[BatchSettings] = ()
 ) -> Pool:
-    """The workers of settings that have one kind of them; `beside` as in `worker_threads`."""
-    settings = sized(ray, settings)
+    """The workers of `sized` settings that have one kind of them; `beside` as in `worker_threads`."""
     threads = worker_threads(ray, settings, beside)
     return Pool(name, key, settings, threads, reserved_cpus(threads), worker_gpus(settings))
 

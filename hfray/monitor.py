@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from hfray.engines.loop import LoopStats
+from hfray.workermetrics import COUNTERS
 
 # A row among those in flight when a worker died is suspect. Suspects of one death run on as before; of two, in small
 # groups; of three, alone; and a row that was alone at the fourth is the one to blame.
 GROUP_SIZES = {2: 8, 3: 1}
 FATAL_DEATHS = 4
-COUNTERS = [f.name for f in fields(LoopStats) if f.name not in ("last_full", "running", "waiting", "capacity")]
 MAX_FAILED_STARTS = 3  # in a row, of one worker, before the run is given up
 
 

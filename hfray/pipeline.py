@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
     `on_tick(report)` is called about twice a second and after every file, and may raise to end the run; what has
     been answered by then is written first.
     """
-    _set_up_ray_data()
+    _set_up_ray_data(job.settings.verbose)
     size, writer = rows_per_block(job), Writer(job)
     table, done = ray.put(job.table), ray.put(job.done)
     slices = [{"slice": number} for number in range(len(job.table.slices))]
@@ -76,9 +77,12 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
     return report
 
 
-def _set_up_ray_data() -> None:
+def _set_up_ray_data(verbose: bool) -> None:
     """What every dataset made from now on takes over."""
     context = DataContext.get_current()
+    if not verbose:
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs the errors that it raises, with tracebacks
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a block may take hours; workers.step_timeout finds the hung
     # A full worker has one block more than it runs; Ray Data's own 1.75 is never reached, and the pool would not grow.

@@ -26,6 +26,8 @@ import pyarrow.dataset as ds
 from rich.console import Console
 from rich.table import Table
 
+from tests.processes import named
+
 SLOW = [
     "conf=fake",
     "backend.step_seconds=0.4",
@@ -225,18 +227,6 @@ class Chaos:
         answered = self.answered()
         outcome.extra = 100 * (answered - self.rows) / self.rows if answered else None
         return outcome
-
-
-def named(driver: int, name: str) -> list[psutil.Process]:
-    """Processes below the driver's with the name in their title."""
-    found = []
-    for process in psutil.Process(driver).children(recursive=True):
-        try:
-            if name in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def print_table(outcomes: list[Outcome]) -> None:

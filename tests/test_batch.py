@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import psutil
@@ -20,6 +19,7 @@ from hfray.batch import OK, TOO_MANY_ERRORS, JobError, run_batch
 from hfray.config import SettingsError
 from hfray.records import OUTPUT_COLUMNS
 from tests.conftest import QUESTIONS, batch_settings, run_job
+from tests.processes import kill_one
 
 QUICK = ["conf=fake", "output.flush_seconds=0.5"]
 
@@ -204,20 +204,7 @@ def test_unusable_output_or_prompt_is_named(questions, tmp_path, setup, override
 
 def test_a_killed_worker_costs_nothing(tmp_path):
     path = write(tmp_path / "in.jsonl", [{"question": f"row {i}"} for i in range(160)])
-    killed = []
-
-    def kill_one():
-        while not killed:
-            time.sleep(0.2)
-            if not list((tmp_path / "out").glob("*.parquet")):
-                continue
-            for process in psutil.Process().children(recursive=True):
-                if "BatchWorker" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    return
-
-    threading.Thread(target=kill_one, daemon=True).start()
+    killed = kill_one(tmp_path / "out", "BatchWorker")
     slow = ["backend.step_seconds=0.4", "backend.batch_size=8", "workers.rows_per_block=8"]
     summary = job(path, tmp_path / "out", *slow)
     rows = rows_of(tmp_path / "out")

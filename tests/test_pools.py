@@ -7,10 +7,8 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 
-import psutil
 import pytest
 
 from hfray import pools
@@ -21,6 +19,7 @@ from hfray.resume import fingerprint
 from hfray.status import describe, read_status
 from hfray.summary import print_summary
 from tests.conftest import QUESTIONS, batch_settings
+from tests.processes import kill_one
 from tests.test_batch import rows_of, write
 
 IO = ["input.path=in.jsonl", "output.path=out"]
@@ -100,19 +99,7 @@ def test_what_a_slow_worker_is_left_with_goes_to_an_idle_one(shared_ray, tmp_pat
 
 
 def test_a_killed_worker_of_one_pool_costs_nothing(shared_ray, tmp_path):
-    killed = []
-
-    def kill_one():
-        while not killed:
-            time.sleep(0.2)
-            if not list((tmp_path / "out").glob("*.parquet")):
-                continue
-            workers = [p for p in psutil.Process().children(recursive=True) if "PoolWorker" in " ".join(p.cmdline())]
-            if workers:
-                killed.append(workers[0].pid)
-                workers[0].kill()
-
-    threading.Thread(target=kill_one, daemon=True).start()
+    killed = kill_one(tmp_path / "out", "PoolWorker")
     summary = job(table(tmp_path, 400), tmp_path / "out", fake("a", 0.4), fake("b", 0.4))
     check_rows(tmp_path / "out", 400)
     assert killed

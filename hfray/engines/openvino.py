@@ -14,7 +14,7 @@ import psutil
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.lengths import ExpectedLength
-from hfray.engines.prefixes import PrefixIndex
+from hfray.engines.prefixes import DEFAULT_TOKENS, PrefixIndex
 from hfray.modelfolder import context_length, kv_values_per_token
 
 KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
@@ -91,7 +91,8 @@ class OpenVINOEngine(Engine):
         scheduler.max_num_seqs = capacity
         scheduler.max_num_batched_tokens = max(batch_tokens, capacity)
         scheduler.enable_prefix_caching = prefix_caching
-        self._kv_cache_gib, properties = scheduler.cache_size, dict(properties or {})
+        self._kv_cache_gib = scheduler.cache_size
+        properties = dict(properties or {})
         try:
             self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, device, properties)
         except RuntimeError as error:
@@ -103,8 +104,7 @@ class OpenVINOEngine(Engine):
         self._running: dict[int, _Running] = {}
         self._waiting: dict[int, Request] = {}
         self._expected = ExpectedLength()
-        values = kv_values_per_token(folder) or 1
-        self._prefixes = PrefixIndex((self._kv_cache_gib << 30) // (4 * values)) if prefix_caching else None
+        self._prefixes = PrefixIndex(self._kv_cache_tokens(folder)) if prefix_caching else None
         self._num_running = 0
 
     def add(self, request: Request) -> None:
@@ -146,6 +146,11 @@ class OpenVINOEngine(Engine):
         self._running.clear()
         self._waiting.clear()
         self._pipeline = None
+
+    def _kv_cache_tokens(self, folder: Path) -> int:
+        """How many tokens the KV cache holds in fp32; a guess where the model's config does not tell."""
+        values = kv_values_per_token(folder)
+        return DEFAULT_TOKENS if values is None else (self._kv_cache_gib << 30) // (4 * values)
 
     def _start(self) -> None:
         """Hand waiting requests to the pipeline: in their order, and near the end those expected to be longest.

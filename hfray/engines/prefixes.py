@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 BLOCK = 32  # tokens; the cache keeps and finds whole blocks
-DEFAULT_TOKENS = 1 << 20
+DEFAULT_TOKENS = 1 << 20  # where nothing tells how many a cache holds
 
 
 class PrefixIndex:
@@ -18,7 +18,7 @@ class PrefixIndex:
         tokens: how many the cache holds.
     """
 
-    def __init__(self, tokens: int = DEFAULT_TOKENS) -> None:
+    def __init__(self, tokens: int) -> None:
         self._most = max(1, tokens // BLOCK)
         self._known: OrderedDict[int, None] = OrderedDict()
 
