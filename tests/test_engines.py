@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -253,6 +254,20 @@ def test_a_model_too_large_for_its_gpu_is_told_by_its_size(tiny_gpt2):
     check_fits(weights, 2 * weights, "model.source=here:")
     with pytest.raises(ValueError, match=r"model.source=here: its weights take 20.0 GiB.*8.0 GiB free.*workers.gpus=3"):
         check_fits(20 << 30, 8 << 30, "model.source=here:")
+
+
+def test_engines_side_by_side_do_not_pin_their_threads_to_the_same_cores(tiny_gpt2_ir):
+    """OpenVINO's default does: every process takes the first cores of the machine."""
+    code = (
+        "import os, pathlib; from hfray.engines.load import load_engine; from hfray.engines.loop import *;"
+        "from hfray.engines.params import GenerationParams; from tests.conftest import batch_settings;"
+        f"folder = pathlib.Path({str(tiny_gpt2_ir)!r}); settings = batch_settings('input.path=-', 'output.path=-');"
+        "EngineLoop(load_engine(settings, folder=folder, threads=1)).generate([Prompt('Hello')], GenerationParams());"
+        "print({len(os.sched_getaffinity(int(thread))) for thread in os.listdir('/proc/self/task')}, flush=True);"
+        "os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == str({len(os.sched_getaffinity(0))})
 
 
 def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):

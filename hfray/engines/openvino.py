@@ -68,7 +68,8 @@ class OpenVINOEngine(Engine):
         properties: OpenVINO properties, passed through untouched.
         capacity: sequences run at once.
         batch_tokens: most tokens (of prompts and running sequences) in one step.
-        kv_cache_gib: size of the KV cache; None takes a quarter of the free memory.
+        kv_cache_gib: size of the KV cache; None takes a quarter of the free memory, times `machine_share`.
+        machine_share: how much of the machine is this engine's, where several share it; 0 to 1.
         prefix_caching: keep and reuse the KV cache of shared beginnings of prompts.
     """
 
@@ -81,13 +82,14 @@ class OpenVINOEngine(Engine):
         capacity: int = 128,
         batch_tokens: int = 512,
         kv_cache_gib: float | None = None,
+        machine_share: float = 1.0,
         prefix_caching: bool = True,
     ) -> None:
         self.tokenizer = OpenVINOTokenizer(folder)
         self.context_length = context_length(folder)
         self.capacity = capacity
         scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = max(1, round(kv_cache_gib or _kv_cache_gib()))
+        scheduler.cache_size = max(1, round(kv_cache_gib or _kv_cache_gib(machine_share)))
         scheduler.max_num_seqs = capacity
         scheduler.max_num_batched_tokens = max(batch_tokens, capacity)
         scheduler.enable_prefix_caching = prefix_caching
@@ -223,6 +225,6 @@ def _row(token_ids: list[int]) -> Any:
     return numpy.array([token_ids], dtype=numpy.int64)
 
 
-def _kv_cache_gib() -> float:
-    free = psutil.virtual_memory().available * KV_CACHE_SHARE / (1 << 30)
+def _kv_cache_gib(machine_share: float) -> float:
+    free = psutil.virtual_memory().available * KV_CACHE_SHARE * machine_share / (1 << 30)
     return min(max(free, KV_CACHE_GIB[0]), KV_CACHE_GIB[1])
