@@ -31,23 +31,23 @@ class OpenVINOTokenizer:
                     f"model.source={folder}: the folder has no tokenizer ({name} is missing). Export the model again "
                     "with `python -m jobs.export`, or run `convert_tokenizer` of openvino-tokenizers on it."
                 )
-        self._tokenizer = genai.Tokenizer(folder)
-        bos = self._tokenizer.get_bos_token_id()
+        self.native = genai.Tokenizer(folder, ENABLE_CPU_PINNING=False)  # it would pin the thread that calls it
+        bos = self.native.get_bos_token_id()
         self.bos_id = bos if bos >= 0 else None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         if not text:
             return []
         safe = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text to the native tokenizer
-        return self._tokenizer.encode(safe, add_special_tokens=add_special_tokens).input_ids.data[0].tolist()
+        return self.native.encode(safe, add_special_tokens=add_special_tokens).input_ids.data[0].tolist()
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(token_ids)) if len(token_ids) else ""
+        return self.native.decode(list(token_ids)) if len(token_ids) else ""
 
     def chat(self, messages: list[dict[str, str]]) -> str:
-        if not self._tokenizer.chat_template:
+        if not self.native.chat_template:
             raise ValueError("prompt.chat=true: the model has no chat template. Use prompt.chat=false.")
-        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return self.native.apply_chat_template(messages, add_generation_prompt=True)
 
 
 @dataclass(slots=True)
@@ -96,7 +96,9 @@ class OpenVINOEngine(Engine):
         self._kv_cache_gib = scheduler.cache_size
         properties = dict(properties or {})
         try:
-            self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, device, properties)
+            self._pipeline = genai.ContinuousBatchingPipeline(
+                folder, self.tokenizer.native, scheduler, device, **properties
+            )
         except RuntimeError as error:
             raise ValueError(
                 f"OpenVINO cannot run model.source={folder} on device.name={device} with "
