@@ -43,16 +43,21 @@ def answered(block: pa.Table, prompts: Sequence[str | None], completions: Sequen
     inputs = block.drop_columns([field.name for field in READ_FIELDS])
     columns = {
         "row_id": block["row_id"],
-        "prompt": [_text(prompt) for prompt in prompts],
-        "generated_text": [_text(c.text) for c in completions],
+        "prompt": prompts,
+        "generated_text": [c.text for c in completions],
         "finish_reason": [c.finish_reason for c in completions],
         "num_prompt_tokens": [c.num_prompt_tokens for c in completions],
         "num_generated_tokens": [c.num_generated_tokens for c in completions],
-        "error": [_text(c.error) for c in completions],
+        "error": [c.error for c in completions],
     }
-    arrays = [columns[f.name] if f.name == "row_id" else pa.array(columns[f.name], type=f.type) for f in OUTPUT_FIELDS]
+    arrays = [columns[f.name] if f.name == "row_id" else _array(columns[f.name], f.type) for f in OUTPUT_FIELDS]
     return pa.Table.from_arrays([*inputs.columns, *arrays], schema=output_schema(inputs.schema))
 
 
-def _text(value: str | None) -> str | None:
-    return None if value is None else value.encode("utf-8", "replace").decode()
+def _array(values: Sequence[str | int | None], kind: pa.DataType) -> pa.Array:
+    """Values as a column; lone surrogates, which UTF-8 has no place for, become question marks."""
+    try:
+        return pa.array(values, type=kind)
+    except UnicodeEncodeError:
+        safe = [None if value is None else value.encode("utf-8", "replace").decode() for value in values]
+        return pa.array(safe, type=kind)

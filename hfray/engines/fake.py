@@ -124,5 +124,5 @@ class FakeEngine(Engine):
         """About `checksum % 40` words, cut at `max_new_tokens` bytes; with ignore_eos, as many as fit."""
         number = zlib.crc32(bytes(request.prompt_ids), request.seed)
         count = request.max_new_tokens if request.params.ignore_eos else 4 + number % 8
-        words = (WORDS[(number >> (i % 24)) % len(WORDS)] for i in range(count))
+        words = [WORDS[(number >> (i % 24)) % len(WORDS)] for i in range(count)]
         return (" " + " ".join(words)).encode()[: request.max_new_tokens]

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hfray.engines.base import Engine, EngineDiedError, GenerationParams, Request, RequestError, StepOutput
 from hfray.engines.shared import RecentCompletions, share_key
@@ -37,6 +37,10 @@ class Completion:
     error: str | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
+
+    def without_tokens(self) -> Completion:
+        """A copy that is cheap to keep: no token ids, no log-probabilities."""
+        return Completion(self.text, self.finish_reason, self.num_prompt_tokens, self.num_generated_tokens, self.error)
 
 
 @dataclass(slots=True)
@@ -289,7 +293,7 @@ class EngineLoop:
         if sequence.key is None:
             return
         self._leaders.pop(sequence.key, None)
-        lean = replace(completion, token_ids=[], logprobs=[])
+        lean = completion.without_tokens()
         if completion.error is None:
             self._recent.put(sequence.key, lean)
         for follower in sequence.followers:
