@@ -143,7 +143,7 @@ def _add_records(api: FastAPI, service: Service) -> None:
 
         fault = None
         try:
-            await session.start(render, service.settings.params, stream=stream)
+            await session.start(render, service.settings.params, samples=[row.row_id], stream=stream)
         except RequestError as error:
             fault = str(error)
 
@@ -208,7 +208,7 @@ async def _start(
     session = ticket.hold(service.open_session())
     try:
         params: GenerationParams = body.params(service.settings.params)
-        await session.start(render, params, samples=body.samples, stream=bool(body.stream))
+        await session.start(render, params, samples=range(body.samples), stream=bool(body.stream))
         if body.stream:
             await session.wait_for_first()
     except ValueError as error:  # a RequestError is one, and so is a setting out of range

@@ -20,6 +20,11 @@ class ReadRow:
     block: pa.Table
     values: dict[str, Any]
 
+    @property
+    def row_id(self) -> str:
+        """The row's id, which its random numbers come from."""
+        return self.block["row_id"][0].as_py()
+
     def answered(self, prompt: str | None, completion: Completion | None, error: str | None) -> dict[str, Any]:
         """The output row, column by column; `error` is why there is no completion."""
         table = records.answered(self.block, [prompt], [completion or Completion(error=error)])

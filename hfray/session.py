@@ -61,10 +61,13 @@ class Session:
         render: Callable[[], Sequence[Prompt]],
         params: GenerationParams,
         *,
-        samples: int = 1,
+        samples: Sequence[int | str] = (0,),
         stream: bool = False,
     ) -> None:
         """Render the prompts and send them to the engine, on a thread: both take long where they are long.
+
+        Args:
+            samples: a completion of each prompt for each of these, drawn with a seed of its own (`EngineLoop.submit`).
 
         Raises:
             RequestError: a prompt cannot be rendered or can never run; the message is for the client.
@@ -115,9 +118,13 @@ class Session:
     # --- a thread of its own -----------------------------------------------------------------------------------
 
     def _submit(
-        self, render: Callable[[], Sequence[Prompt]], params: GenerationParams, samples: int, stream: bool
+        self,
+        render: Callable[[], Sequence[Prompt]],
+        params: GenerationParams,
+        samples: Sequence[int | str],
+        stream: bool,
     ) -> None:
-        work = [(prompt, sample) for prompt in render() for sample in range(samples)]
+        work = [(prompt, sample) for prompt in render() for sample in samples]
         self.timings = [Timing(time.monotonic()) for _ in work]
         for index, (prompt, sample) in enumerate(work):
             if self._closed or self._fault is not None:

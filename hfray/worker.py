@@ -59,9 +59,11 @@ class Worker:
         return sum(answers.count for answers in list(self._open))
 
     async def answer(
-        self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None] | None = None
+        self, row_ids: Sequence[str], rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None]
     ) -> tuple[list[str | None], list[Completion]]:
         """Prompts and completions of records, in order; a row whose `errors` entry is set keeps that error.
+
+        Sampled rows draw their random numbers from their ids: equal prompts are answered unlike, a row always alike.
 
         Raises:
             EngineDiedError: the engine died under them.
@@ -71,13 +73,19 @@ class Worker:
         self._open.add(answers)
         try:
             # Rendering and tokenizing take long; on the event loop they would hold up every other block.
-            await asyncio.to_thread(self._submit, rows, errors or [None] * len(rows), answers)
+            await asyncio.to_thread(self._submit, row_ids, rows, errors, answers)
             await done
         finally:
             self._open.discard(answers)
         return answers.prompts, answers.completions
 
-    def _submit(self, rows: Sequence[Mapping[str, Any]], errors: Sequence[str | None], answers: _Answers) -> None:
+    def _submit(
+        self,
+        row_ids: Sequence[str],
+        rows: Sequence[Mapping[str, Any]],
+        errors: Sequence[str | None],
+        answers: _Answers,
+    ) -> None:
         prompts: list[tuple[str, int, Prompt]] = []
         for i, (row, error) in enumerate(zip(rows, errors, strict=True)):
             try:
@@ -91,7 +99,7 @@ class Worker:
             prompts.append((prompt.text, i, prompt))
         prompts.sort(key=itemgetter(0))  # those that begin alike one after the other: the prefix cache has them then
         for _, i, prompt in prompts:
-            self.loop.submit(prompt, self._params, functools.partial(answers.put, i), share=True)
+            self.loop.submit(prompt, self._params, functools.partial(answers.put, i), sample=row_ids[i], share=True)
 
 
 class _Answers:
@@ -185,7 +193,7 @@ class BatchWorker:
             prompts, completions = await self._answer_suspects(row_ids, rows, errors, deaths)
         else:
             async with self._gate.shared():
-                prompts, completions = await self._worker.answer(rows, errors)
+                prompts, completions = await self._worker.answer(row_ids, rows, errors)
         self._monitor.finish.remote(self._name, key)
         self._monitor.report.remote(self._name, self._worker.loop.stats)
         return records.answered(block, prompts, completions)
@@ -208,7 +216,9 @@ class BatchWorker:
             group, order = order[:size], order[size:]
             async with self._gate.alone():
                 await self._monitor.run_alone.remote(self._name, [row_ids[n] for n in group])
-                answered = await self._worker.answer([rows[n] for n in group], [errors[n] for n in group])
+                answered = await self._worker.answer(
+                    [row_ids[n] for n in group], [rows[n] for n in group], [errors[n] for n in group]
+                )
                 await self._monitor.run_alone.remote(self._name, [])
             for n, prompt, completion in zip(group, *answered, strict=True):
                 prompts[n], completions[n] = prompt, completion

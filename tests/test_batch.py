@@ -302,3 +302,13 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, sent):
     summary = job(path, out)
     assert summary.rows_done_before == done
     assert len(rows_of(out)) == 400
+
+
+def test_equal_prompts_that_are_sampled_are_answered_unlike_and_each_always_alike(tmp_path):
+    path = write(tmp_path / "in.jsonl", [{"question": "the same"}] * 40)
+    sampled = ["generation.temperature=1", "workers.rows_per_block=16"]
+    job(path, tmp_path / "out", *sampled)
+    texts = {row["row_id"]: row["generated_text"] for row in rows_of(tmp_path / "out")}
+    assert len(set(texts.values())) > 20
+    job(path, tmp_path / "again", *sampled, "workers.rows_per_block=7")
+    assert texts == {row["row_id"]: row["generated_text"] for row in rows_of(tmp_path / "again")}

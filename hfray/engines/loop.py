@@ -112,7 +112,7 @@ class EngineLoop:
         params: GenerationParams,
         on_done: Callable[[Completion | EngineDiedError], None],
         on_text: Callable[[str], None] | None = None,
-        sample: int = 0,
+        sample: int | str = 0,
         on_step: Callable[[StepOutput], None] | None = None,
         share: bool = False,
     ) -> int | None:
@@ -121,10 +121,10 @@ class EngineLoop:
         Args:
             on_done: called once, with the completion (its `error` set if the prompt was at fault), or the death.
             on_text: called with each new piece of text, for streaming.
-            sample: which of several completions of one prompt this is; each has its own seed.
+            sample: which of several completions of one prompt this is, a number or its row's id; each has its own seed.
             on_step: called with each step's own output, before `on_text`: for timing, and log-probabilities as they come.
-            share: take the completion of an equal prompt that is under way or was done lately; it is then called with
-                that one's, without token ids, and cannot be cancelled.
+            share: unless it is sampled, take the completion of an equal prompt that is under way or was done lately;
+                it is then called with that one's, without token ids, and cannot be cancelled.
         """
         try:
             request = self._request(prompt, params, sample)
@@ -134,7 +134,7 @@ class EngineLoop:
             return None
         before = request.prompt_ids if self.engine.continues_prompt else []
         text = CompletionText(self.engine.tokenizer, before, params.stop_strings, on_text is not None)
-        key = share_key(prompt, params) if share else None
+        key = share_key(prompt, params) if share and not params.sampling else None
         sequence = _Sequence(request, text, on_done, on_text, on_step, key)
         self._inbox.put(lambda: self._add(sequence))
         return request.id
@@ -166,7 +166,7 @@ class EngineLoop:
         if threading.current_thread() is not self._thread:  # a finalizer may run on any thread
             self._thread.join()
 
-    def _request(self, prompt: Prompt, params: GenerationParams, sample: int) -> Request:
+    def _request(self, prompt: Prompt, params: GenerationParams, sample: int | str) -> Request:
         tokenizer = self.engine.tokenizer
         ids = tokenizer.encode(prompt.text, add_special_tokens=not prompt.special_tokens_in_text)
         if not ids:  # as transformers' generate: an empty prompt starts from the beginning-of-sequence token

@@ -108,9 +108,9 @@ class GenerationParams:
             return False
         return bool(self.temperature) if self.do_sample is None else self.do_sample
 
-    def row_seed(self, prompt: str, sample: int = 0) -> int:
-        """The seed of one row: from `seed` and the prompt, so that neither batch nor retry changes its text."""
-        digest = hashlib.blake2b(f"{self.seed}/{sample}/".encode() + prompt.encode("utf-8", "surrogatepass"))
+    def row_seed(self, prompt: str, sample: int | str = 0) -> int:
+        """The seed of one row: from `seed`, the prompt and which row or sample it is; batch and retry change nothing."""
+        digest = hashlib.blake2b(f"{self.seed}/{sample}/{prompt}".encode("utf-8", "surrogatepass"))
         return int.from_bytes(digest.digest()[:4])
 
     def max_tokens_for(self, prompt_tokens: int, context_length: int | None) -> int:

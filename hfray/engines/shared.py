@@ -16,7 +16,7 @@ RECENT_COUNT = 1 << 17
 
 
 def share_key(prompt: Prompt, params: GenerationParams) -> bytes:
-    """Equal for prompts whose completions are equal: a row's seed comes from its prompt, so sampled ones are too."""
+    """Equal for prompts whose completions are equal, as far as none is sampled."""
     text = prompt.text.encode("utf-8", "surrogatepass")
     kind = b"tokens in text" if prompt.special_tokens_in_text else b""
     return hashlib.blake2b(text, digest_size=16, key=_digest(params), person=kind).digest()
