@@ -35,6 +35,7 @@ class BenchOptions:
     rounds: int = Field(default=3, ge=1)
     case: str = "questions"
     contestants: list[str] = Field(default_factory=lambda: ["genai", "engine", "job"])
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)  # the job with other settings
     peers: dict[str, list[str]] = Field(default_factory=dict)
     paths: dict[str, str | None] = Field(default_factory=dict)
 
@@ -86,7 +87,7 @@ def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
     peers = settings.bench.usable_peers()
     if len(peers) < len(settings.bench.peers):
         say(f"left out, their bench.paths not given: {', '.join(settings.bench.peers.keys() - peers.keys())}")
-    names = [*settings.bench.contestants, *peers]
+    names = [*settings.bench.contestants, *settings.bench.variants, *peers]
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(settings.bench.rounds):
         for name in names:
@@ -146,8 +147,8 @@ def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: 
     started = time.monotonic()
     if name in settings.bench.peers:
         run = _run_peer(settings.bench, name, folder, records, model)
-    elif name == "job":
-        run = _run_job(settings, folder)
+    elif name == "job" or name in settings.bench.variants:
+        run = _run_job(settings, folder, settings.bench.variants.get(name, {}))
     else:
         payload = {"settings": to_plain(settings), "records": str(folder / "records.jsonl"), "model": model}
         run = Run(**json.loads(_output([sys.executable, "-m", "hfray.bench", name, json.dumps(payload, default=str)])))
@@ -170,8 +171,10 @@ def _run_peer(options: BenchOptions, name: str, folder: Path, records: int, mode
     return Run(tokens=int(found["tokens"]), seconds=float(found["seconds"]))
 
 
-def _run_job(settings: BenchSettings, folder: Path) -> Run:
+def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> Run:
     """The whole job, as its users start it; its rate is from the engine's being ready to the last row."""
+    from omegaconf import OmegaConf
+
     output = folder / "job"
     plain = to_plain(settings)
     config = {
@@ -179,6 +182,7 @@ def _run_job(settings: BenchSettings, folder: Path) -> Run:
     }
     config["input"] = {"path": str(folder / "records.jsonl")}
     config["output"] = {"path": str(output), "overwrite": True}
+    config = OmegaConf.to_container(OmegaConf.merge(config, changes))
     code = (
         "import json, sys, time; started = time.time(); from hfray.config import BatchSettings, build;"
         "from hfray.batch import run_batch; run_batch(build(BatchSettings, json.loads(sys.argv[1])), started)"

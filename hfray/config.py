@@ -31,6 +31,7 @@ OPEN_KEYS = (
     "prompt._target_",
     "bench.peers.",
     "bench.paths.",
+    "bench.variants.",
 )
 SECRET_KEY = re.compile(r"(.*_)?(token|secret|password|api_keys?|access_key)", re.I)
 LIST_OF_POOLS = re.compile(r"workers=\s*\[")

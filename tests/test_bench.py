@@ -16,7 +16,7 @@ def bench_settings(*overrides):
     return build(BenchSettings, compose("bench", list(overrides)))
 
 
-@pytest.mark.parametrize("suite", ["own", "peers"])
+@pytest.mark.parametrize("suite", ["own", "peers", "savings"])
 def test_every_suite_composes(suite, questions):
     assert bench_settings(f"suite={suite}", f"input.path={questions}").bench.contestants
 
@@ -58,3 +58,16 @@ def test_a_run_beside_a_peer(tiny_gpt2, questions, tmp_path):
     assert len(result["runs"]["engine"]) == 2
     assert "| peer | 25.0 |" in format_table(result)
     assert json.loads((tmp_path / "bench/bench-questions.json").read_text())["versions"]["transformers"]
+
+
+def test_a_variant_is_the_job_with_other_settings(tiny_gpt2, questions, tmp_path):
+    settings = bench_settings(
+        f"input.path={questions}",
+        f"output.path={tmp_path / 'bench'}",
+        "conf=gpt2_cpu",
+        f"model.source={tiny_gpt2}",
+        "bench.rounds=1",
+        "bench.contestants=[]",
+        "bench.variants.short={generation: {max_new_tokens: 2}}",
+    )
+    assert run_bench(settings, say=lambda line: None)["medians"]["short"]["tokens"] == 2 * len(QUESTIONS)
