@@ -270,6 +270,20 @@ def test_engines_side_by_side_do_not_pin_their_threads_to_the_same_cores(tiny_gp
     assert done.stdout.strip() == str({len(os.sched_getaffinity(0))})
 
 
+def test_the_first_prompts_may_come_from_several_threads_at_once(tiny_gpt2_ir):
+    """OpenVINO's Python deadlocks where two threads are the first to look into a tensor."""
+    code = (
+        "import pathlib, sys, threading; from hfray.engines.openvino import OpenVINOTokenizer;"
+        "sys.setswitchinterval(1e-6);"
+        f"tokenizer, start = OpenVINOTokenizer(pathlib.Path({str(tiny_gpt2_ir)!r})), threading.Barrier(8);"
+        "first = lambda: (start.wait(), tokenizer.encode('Hello'));"
+        "threads = [threading.Thread(target=first) for _ in range(8)];"
+        "[thread.start() for thread in threads]; [thread.join() for thread in threads]"
+    )
+    for _ in range(3):  # without the cure, more than every second try hung
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):
     code = (
         "import sys, pathlib; from hfray.engines.openvino import OpenVINOEngine; from hfray.worker import Worker;"

@@ -34,6 +34,9 @@ class OpenVINOTokenizer:
         self.native = genai.Tokenizer(folder, ENABLE_CPU_PINNING=False)  # it would pin the thread that calls it
         bos = self.native.get_bos_token_id()
         self.bos_id = bos if bos >= 0 else None
+        # OpenVINO's Python sets up its view of tensors at the first use, and two threads at that at once never return.
+        self.encode("a")
+        openvino.Tensor(_row([0]))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         if not text:
