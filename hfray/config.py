@@ -94,6 +94,7 @@ class FakeBackend:
     fail_on: str | None = None
     die_on: str | None = None
     hang_on: str | None = None
+    freeze_on: str | None = None
     answer_log: str | None = None
 
 

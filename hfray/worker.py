@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import functools
 import gc
 import os
@@ -23,6 +24,9 @@ from hfray.monitor import FATAL_DEATHS, GROUP_SIZES
 from hfray.workermetrics import WorkerMetrics
 
 HEARTBEAT_SECONDS = 1.0
+FREEZE_MARGIN = (
+    5.0  # seconds over workers.step_timeout, by which the heartbeat ends a process that can still run Python
+)
 
 
 class Worker:
@@ -167,7 +171,9 @@ class BatchWorker:
         self._columns = self._worker.prompts.variables
         loop = self._worker.loop
         ray.get(monitor.ready.remote(self._name, time.monotonic() - started, loop.engine.capacity))
-        threading.Thread(target=self._heartbeat, args=(settings.workers.step_timeout,), daemon=True).start()
+        step_timeout = settings.workers.step_timeout
+        threading.Thread(target=self._heartbeat, args=(step_timeout,), daemon=True).start()
+        threading.Thread(target=_end_if_frozen, args=(step_timeout + FREEZE_MARGIN,), daemon=True).start()
 
     @property
     def capacity(self) -> int:
@@ -236,6 +242,15 @@ class BatchWorker:
                 loop.expect_end()
             if loop.stalled_for() > step_timeout:
                 _exit(EngineDiedError(f"no step for {step_timeout:.0f} s (workers.step_timeout)"))
+
+
+def _end_if_frozen(timeout: float) -> None:
+    """End the process where native code keeps Python's lock for so long: no thread here, the heartbeat's neither, runs."""
+    while True:
+        faulthandler.dump_traceback_later(
+            timeout, exit=True, file=2
+        )  # its own watch needs no lock; each call starts anew
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 class _Gate:

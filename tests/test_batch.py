@@ -223,9 +223,10 @@ def test_a_row_that_kills_its_worker_becomes_an_error_row(tmp_path):
     assert summary.engine["workers_replaced"] == 4
 
 
-def test_a_hung_engine_is_replaced_and_its_row_isolated(tmp_path):
+@pytest.mark.parametrize("fault", ["hang", "freeze"])
+def test_a_hung_engine_is_replaced_and_its_row_isolated(fault, tmp_path):
     path = write(tmp_path / "in.jsonl", [{"question": "hang" if i == 3 else f"row {i}"} for i in range(24)])
-    job(path, tmp_path / "out", "backend.hang_on=hang", "workers.step_timeout=1.5", "errors.max_fraction=0.1")
+    job(path, tmp_path / "out", f"backend.{fault}_on=hang", "workers.step_timeout=1.5", "errors.max_fraction=0.1")
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 24
     assert [row["question"] for row in rows if row["error"]] == ["hang"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import time
@@ -37,8 +38,8 @@ class FakeEngine(Engine):
         context_length: in bytes of prompt and completion.
         tokens_per_step: bytes written per request and step.
         step_seconds: how long a step takes, whatever runs in it.
-        fail_on, die_on, hang_on: regular expressions over the prompt: such a row gets an error, ends the process,
-            or hangs the step for good.
+        fail_on, die_on, hang_on, freeze_on: regular expressions over the prompt: such a row gets an error, ends the
+            process, hangs the step for good, or hangs it with Python's lock held, so that no other thread runs.
         answer_log: file to which a line is added for every row answered, to count work that is done twice.
     """
 
@@ -52,6 +53,7 @@ class FakeEngine(Engine):
         fail_on: str | None = None,
         die_on: str | None = None,
         hang_on: str | None = None,
+        freeze_on: str | None = None,
         answer_log: str | None = None,
     ) -> None:
         self.tokenizer = FakeTokenizer()
@@ -61,7 +63,7 @@ class FakeEngine(Engine):
         self._step_seconds = step_seconds
         self._faults = {
             name: re.compile(pattern.encode())
-            for name, pattern in (("fail", fail_on), ("die", die_on), ("hang", hang_on))
+            for name, pattern in (("fail", fail_on), ("die", die_on), ("hang", hang_on), ("freeze", freeze_on))
             if pattern
         }
         self._waiting: deque[Request] = deque()
@@ -115,6 +117,8 @@ class FakeEngine(Engine):
             if pattern.search(prompt):
                 if name == "die":
                     os._exit(1)
+                if name == "freeze":
+                    ctypes.PyDLL(None).sleep(1 << 30)
                 while name == "hang":
                     time.sleep(1)
                 return name

@@ -30,10 +30,8 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
     if backend.name == "fake":
         from hfray.engines.fake import FakeEngine
 
-        names = ("tokens_per_step", "step_seconds", "context_length", "fail_on", "die_on", "hang_on", "answer_log")
-        return FakeEngine(
-            capacity=backend.batch_size or CAPACITY["fake"], **{name: getattr(backend, name) for name in names}
-        )
+        options = {key: value for key, value in vars(backend).items() if key not in ("name", "batch_size")}
+        return FakeEngine(capacity=backend.batch_size or CAPACITY["fake"], **options)
     if folder is None or not folder.exists():
         from hfray.models import prepare
 
