@@ -121,7 +121,9 @@ def write_case(settings: BenchSettings, path: Path) -> int:
         head = "Examples of questions: " + " ".join(filler[:PREFIX_WORDS])
         questions = [f"{head}\n\n{question}" for question in questions]
     elif case == "duplicates":
-        questions = [questions[i // 2] if i % 10 in (1, 4, 7) else q for i, q in enumerate(questions)]
+        repeats = (1, 4, 7)  # of ten rows, each with the question of a row before that is none of them
+        sources = [i // 2 - (i // 2 % 10 in repeats) if i % 10 in repeats else i for i in range(len(questions))]
+        questions = [questions[source] for source in sources]
     elif case == "long":
         questions = [" ".join(filler[i * 7 : i * 7 + LONG_WORDS]) + "\n\n" + q for i, q in enumerate(questions)]
     elif case == "lengths":  # with generation.max_length, which counts the prompt, and generation.ignore_eos=true

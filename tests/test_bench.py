@@ -34,6 +34,13 @@ def test_cases(case, questions, tmp_path):
     assert (len(set(written)) < count) == (case == "duplicates")
 
 
+def test_three_of_ten_are_duplicates(tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"question": f"number {i}"}) + "\n" for i in range(200)))
+    write_case(bench_settings(f"input.path={questions}", "bench.case=duplicates"), tmp_path / "records.jsonl")
+    assert len(set((tmp_path / "records.jsonl").read_text().splitlines())) == 140
+
+
 def test_an_unknown_case_is_refused(questions, tmp_path):
     with pytest.raises(SettingsError, match=r"bench.case=nonsense"):
         write_case(bench_settings(f"input.path={questions}", "bench.case=nonsense"), tmp_path / "records.jsonl")
