@@ -15,7 +15,8 @@ from pathlib import Path
 from langchain_core.prompts import PromptTemplate
 
 from hfray import HuggingFacePipeline
-from hfray.config import BatchSettings, build, compose
+from hfray.composition import compose
+from hfray.config import BatchSettings, build
 from hfray.models import fetch
 
 DEVICE = -1

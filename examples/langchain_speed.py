@@ -16,7 +16,8 @@ from langchain_core.prompts import PromptTemplate
 from langchain_huggingface import HuggingFacePipeline as Theirs
 
 from hfray import HuggingFacePipeline
-from hfray.config import BatchSettings, build, compose
+from hfray.composition import compose
+from hfray.config import BatchSettings, build
 from hfray.models import fetch, prepare
 
 COUNT, NEW_TOKENS = 64, 32

@@ -24,7 +24,8 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from hfray import cluster
-from hfray.config import ServeSettings, SettingsError, build, compose
+from hfray.composition import compose
+from hfray.config import ServeSettings, SettingsError, build
 from hfray.engines.load import CAPACITY
 from hfray.guard import read_key_digests
 from hfray.metrics import MetricsBoard

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from hfray.config import SettingsError, compose, config_folder
+from hfray.composition import compose, config_folder
+from hfray.config import SettingsError
 
 UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130
 

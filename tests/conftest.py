@@ -129,7 +129,8 @@ def tiny_gpt2_ir(tiny_gpt2, tmp_path_factory) -> Path:
 
 def batch_settings(*overrides: str):
     """Settings of a batch job, as the command line composes them."""
-    from hfray.config import BatchSettings, build, compose
+    from hfray.composition import compose
+    from hfray.config import BatchSettings, build
 
     return build(BatchSettings, compose("batch", list(overrides)))
 

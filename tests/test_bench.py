@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from hfray.bench import BenchSettings, format_table, run_bench, write_case
-from hfray.config import SettingsError, build, compose
+from hfray.composition import compose
+from hfray.config import SettingsError, build
 from tests.conftest import QUESTIONS
 
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 import yaml
 
-from hfray.config import BatchSettings, SettingsError, build, compose, config_folder
+from hfray.composition import compose, config_folder
+from hfray.config import BatchSettings, SettingsError, build
 from hfray.engines.params import GenerationParams
 from tests.conftest import batch_settings, run_job
 
@@ -128,7 +129,7 @@ def test_a_mistake_is_exit_2_without_ray_and_without_a_traceback(tmp_path):
 
 def test_settings_are_checked_without_heavy_imports():
     code = (
-        "import sys; from hfray.config import *;"
+        "import sys; from hfray.composition import compose; from hfray.config import *;"
         "build(BatchSettings, compose('batch', ['input.path=a', 'output.path=b']));"
         "print([m for m in ('ray', 'torch', 'transformers', 'openvino', 'pyarrow') if m in sys.modules])"
     )

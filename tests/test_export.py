@@ -7,7 +7,8 @@ import json
 import pytest
 from rich.console import Console
 
-from hfray.config import SettingsError, build, compose
+from hfray.composition import compose
+from hfray.config import SettingsError, build
 from hfray.export import ExportSettings, fitting_group_size, group_size, run_export, try_folder
 from hfray.langchain import HuggingFacePipeline
 from tests.conftest import QUESTIONS, run_job

@@ -187,7 +187,8 @@ def test_ray_pods_have_what_an_engine_needs(name):
 
 
 def job_settings(name: str):
-    from hfray.config import BatchSettings, build, compose
+    from hfray.composition import compose
+    from hfray.config import BatchSettings, build
 
     words = shlex.split(resource(name)["spec"]["entrypoint"])
     assert words[:2] == ["python", "-m"]
@@ -223,7 +224,8 @@ def test_job_commands_compose(name):
 
 
 def test_service_composes():
-    from hfray.config import ServeSettings, build, compose
+    from hfray.composition import compose
+    from hfray.config import ServeSettings, build
 
     config = yaml.safe_load(resource("rayservice")["spec"]["serveConfigV2"])
     (application,) = config["applications"]

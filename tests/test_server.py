@@ -21,7 +21,8 @@ import psutil
 import pytest
 import yaml
 
-from hfray.config import ServeSettings, SettingsError, build, compose
+from hfray.composition import compose
+from hfray.config import ServeSettings, SettingsError, build
 from hfray.server import check, overrides
 from tests.conftest import run_job
 from tests.serving import Server, serving

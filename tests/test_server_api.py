@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from hfray.api import build_api
-from hfray.config import ServeSettings, SettingsError, build, compose
+from hfray.composition import compose
+from hfray.config import ServeSettings, SettingsError, build
 from hfray.guard import read_key_digests
 from hfray.service import Service, model_name
 from tests.conftest import run_job
