@@ -20,6 +20,7 @@ import pyarrow as pa
 from hfray import records
 from hfray.engines.loop import Completion, EngineDiedError, EngineLoop, Prompt
 from hfray.engines.params import RequestError
+from hfray.gate import Gate
 from hfray.monitor import FATAL_DEATHS, GROUP_SIZES
 from hfray.workermetrics import WorkerMetrics
 
@@ -159,7 +160,7 @@ class BatchWorker:
         self._name = ray.get_runtime_context().get_actor_id()
         node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
         ray.get(monitor.starting.remote(self._name, node, os.getpid(), pool))
-        self._gate = _Gate()
+        self._gate = Gate()
         self._worker: Worker | None = None
         try:
             self._worker = Worker(settings, folder, threads, on_death=_exit)
@@ -251,45 +252,6 @@ def _end_if_frozen(timeout: float) -> None:
             timeout, exit=True, file=2
         )  # its own watch needs no lock; each call starts anew
         time.sleep(HEARTBEAT_SECONDS)
-
-
-class _Gate:
-    """Many may be inside, or one alone."""
-
-    def __init__(self) -> None:
-        self._inside = 0
-        self._changed = asyncio.Condition()
-        self._exclusive = asyncio.Lock()
-
-    def shared(self) -> _Pass:
-        return _Pass(self, alone=False)
-
-    def alone(self) -> _Pass:
-        return _Pass(self, alone=True)
-
-
-class _Pass:
-    def __init__(self, gate: _Gate, alone: bool) -> None:
-        self._gate, self._alone = gate, alone
-
-    async def __aenter__(self) -> None:
-        gate = self._gate
-        await gate._exclusive.acquire()
-        if self._alone:
-            async with gate._changed:
-                await gate._changed.wait_for(lambda: gate._inside == 0)
-            return
-        gate._inside += 1
-        gate._exclusive.release()
-
-    async def __aexit__(self, *_: object) -> None:
-        gate = self._gate
-        if self._alone:
-            gate._exclusive.release()
-            return
-        async with gate._changed:
-            gate._inside -= 1
-            gate._changed.notify_all()
 
 
 def _collect_garbage_rarely() -> None:
