@@ -25,9 +25,8 @@ from hfray.monitor import FATAL_DEATHS, GROUP_SIZES
 from hfray.workermetrics import WorkerMetrics
 
 HEARTBEAT_SECONDS = 1.0
-FREEZE_MARGIN = (
-    5.0  # seconds over workers.step_timeout, by which the heartbeat ends a process that can still run Python
-)
+# Seconds over workers.step_timeout, by which the heartbeat has ended a process that can still run Python.
+FREEZE_MARGIN = 5.0
 
 
 class Worker:
@@ -248,9 +247,8 @@ class BatchWorker:
 def _end_if_frozen(timeout: float) -> None:
     """End the process where native code keeps Python's lock for so long: no thread here, the heartbeat's neither, runs."""
     while True:
-        faulthandler.dump_traceback_later(
-            timeout, exit=True, file=2
-        )  # its own watch needs no lock; each call starts anew
+        # Its watch is native and needs no lock; each call starts it anew.
+        faulthandler.dump_traceback_later(timeout, exit=True, file=2)
         time.sleep(HEARTBEAT_SECONDS)
 
 
