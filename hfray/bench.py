@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from hfray.config import BatchSettings, SettingsError, to_plain
-from hfray.engines.load import CAPACITY
+from hfray.engines.capacity import capacity_of
 
 PREFIX_WORDS = 800  # about a thousand tokens
 LONG_WORDS = 600
@@ -274,7 +274,7 @@ def genai_directly(settings: BatchSettings, texts: list[str], model: dict[str, s
 
     started = time.monotonic()
     scheduler, backend = genai.SchedulerConfig(), settings.backend
-    scheduler.cache_size, scheduler.max_num_seqs = 4, backend.batch_size or CAPACITY["openvino"]
+    scheduler.cache_size, scheduler.max_num_seqs = 4, capacity_of(settings)
     scheduler.max_num_batched_tokens = backend.batch_tokens
     pipeline = genai.ContinuousBatchingPipeline(
         model["ir"], scheduler, settings.device.name or "CPU", dict(backend.ov_config)

@@ -17,6 +17,7 @@ from hfray.urls import URL
 OPEN_KEYS = (
     "generation.",
     "backend.ov_config.",
+    "backend.options.",
     "model.kwargs.",
     "workers.resources.",
     "workers.labels.",

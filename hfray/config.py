@@ -69,6 +69,18 @@ class TransformersBackend:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class VLLMBackend:
+    """vLLM's engine; `options` are its `EngineArgs`, passed through untouched."""
+
+    name: Literal["vllm"]
+    options: dict[str, Any] = Field(default_factory=dict)
+    batch_size: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    prefix_caching: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FakeBackend:
     """No model: deterministic text, and faults on demand (`hfray.engines.fake`)."""
 
@@ -84,7 +96,7 @@ class FakeBackend:
     answer_log: str | None = None
 
 
-Backend = OpenVINOBackend | TransformersBackend | FakeBackend
+Backend = OpenVINOBackend | TransformersBackend | VLLMBackend | FakeBackend
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -447,7 +459,19 @@ _SECTIONS = {
 }
 
 
-TAGS = ("openvino", "transformers", "fake", "workers", "pools", "int", "str", "float", "list[int]", "literal['auto']")
+TAGS = (
+    "openvino",
+    "transformers",
+    "vllm",
+    "fake",
+    "workers",
+    "pools",
+    "int",
+    "str",
+    "float",
+    "list[int]",
+    "literal['auto']",
+)
 
 
 def _explain_field(error: Any, kind: type) -> str:

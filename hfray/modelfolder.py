@@ -30,8 +30,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, or an empty dict."""
-    path = folder / "config.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return _read_json(folder / "config.json")
 
 
 def context_length(folder: Path) -> int | None:
@@ -59,6 +58,15 @@ def kv_values_per_token(folder: Path) -> int | None:
     return 2 * layers * (kv_heads or heads) * (first("head_dim") or hidden // heads)
 
 
+def end_token_ids(folder: Path) -> set[int]:
+    """The ids that end a completion, as the generation config has them, or else the model's config."""
+    for config in (_read_json(folder / "generation_config.json"), read_config(folder)):
+        ids = config.get("eos_token_id")
+        if ids is not None:
+            return {ids} if isinstance(ids, int) else set(ids)
+    return set()
+
+
 def weight_bytes(folder: Path, dtype: str) -> int:
     """Bytes that the weights take in memory as `dtype` ("float32", "bfloat16", ...), by the size of their files."""
     kinds = ("*.safetensors", "*.bin")
@@ -83,3 +91,7 @@ def channels(folder: Path) -> list[int]:
 def size(folder: Path) -> int:
     """Bytes of all files in the folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}

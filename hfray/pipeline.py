@@ -19,7 +19,7 @@ from hfray import pools
 from hfray.blocks import Block, with_ticks
 from hfray.cluster import Pool
 from hfray.config import BatchSettings
-from hfray.engines.load import CAPACITY
+from hfray.engines.capacity import capacity_of
 from hfray.inputs import Table
 from hfray.nodes import home
 from hfray.outputs import OutputFolder, PartReport
@@ -93,8 +93,7 @@ def _set_up_ray_data(verbose: bool) -> None:
 
 def answered_by(pool: Pool, rows: ray.data.Dataset, size: int, monitor: Any) -> ray.data.Dataset:
     """Rows answered by one pool's workers, in blocks as they come."""
-    backend = pool.settings.backend
-    in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT * (backend.batch_size or CAPACITY.get(backend.name, 0)))
+    in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT * capacity_of(pool.settings))
     calls = max(2, min(MAX_CALLS, math.ceil(in_flight / size)))
     low, high = pool.settings.workers.bounds
     return rows.map_batches(

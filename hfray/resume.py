@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from hfray.config import BatchSettings, SettingsError
 from hfray.outputs import OutputFolder
 
-# Of ov_config, what changes the text; the rest (threads, streams, hints, cache folders) changes only the speed.
+# Of ov_config and vLLM's options, what changes the text; the rest (threads, streams, cache folders) only the speed.
 TEXT_PROPERTIES = ("PRECISION", "QUANTIZATION", "ACTIVATIONS_SCALE")
+TEXT_OPTIONS = ("quantization", "dtype", "overrides", "rope", "lora", "max_model_len")
 HASH = np.dtype([("high", ">u8"), ("low", ">u8")])
 
 
@@ -58,6 +59,10 @@ def _engine(settings: BatchSettings) -> dict[str, Any]:
         for key, value in backend.ov_config.items():
             if any(word in key for word in TEXT_PROPERTIES):
                 flat[f"backend.ov_config.{key}"] = value
+    if backend.name == "vllm":
+        for key, value in backend.options.items():
+            if any(word in key for word in TEXT_OPTIONS):
+                flat[f"backend.options.{key}"] = value
     return {key: value for key, value in flat.items() if value is not None}
 
 

@@ -26,12 +26,11 @@ from ray.serve.schema import LoggingConfig
 from hfray import cluster
 from hfray.composition import compose
 from hfray.config import ServeSettings, SettingsError, build
-from hfray.engines.load import CAPACITY
+from hfray.engines.capacity import capacity_of
 from hfray.guard import read_key_digests
 from hfray.metrics import MetricsBoard
 
 NAME = "hfray"
-DEFAULT_CAPACITY = 64  # of an engine that finds its own
 # Requests are turned away by our own admission, in OpenAI's form. Serve's limits, whose answers are plain text, lie
 # far beyond it: they show only while no replica is there at all.
 MAX_ONGOING = 10_000
@@ -92,7 +91,7 @@ def application(settings: ServeSettings) -> Application:
     pool = cluster.pool_of(ray, settings)
     cluster.check_resources(ray, pool)
     low, high = settings.workers.bounds
-    capacity = settings.backend.batch_size or CAPACITY.get(settings.backend.name, DEFAULT_CAPACITY)
+    capacity = capacity_of(settings)
     scale = {"num_replicas": low}
     if high > low:
         bounds = {"min_replicas": low, "initial_replicas": low, "max_replicas": high}

@@ -11,6 +11,7 @@ import yaml
 from hfray.composition import compose, config_folder
 from hfray.config import BatchSettings, SettingsError, build
 from hfray.engines.params import GenerationParams
+from hfray.resume import fingerprint
 from tests.conftest import batch_settings, run_job
 
 IO = ["input.path=in.jsonl", "output.path=out"]
@@ -107,6 +108,9 @@ def test_open_keys_take_what_their_library_takes():
     assert settings.backend.ov_config["MY_PROPERTY"] == 7
     assert settings.params.repetition_penalty == 1.1
     assert settings.model.kwargs == {"low_cpu_mem_usage": True}
+    vllm = batch_settings(*IO, "conf=bloom_gpu", "backend=vllm", "backend.options.max_model_len=512")
+    assert vllm.backend.options == {"max_model_len": 512}
+    assert fingerprint(vllm)["backend.options.max_model_len"] == 512
 
 
 def test_stop_is_spelled_as_langchain_does_too():

@@ -21,7 +21,7 @@ from hfray.engines.transformers import check_fits
 from hfray.modelfolder import weight_bytes
 from tests.conftest import QUESTIONS
 
-ENGINES = ["fake", "transformers-gpt2", "transformers-bloom", "transformers-llama", "openvino-gpt2"]
+ENGINES = ["fake", "transformers-gpt2", "transformers-bloom", "transformers-llama", "openvino-gpt2", "vllm-llama"]
 PROMPTS = [Prompt(question) for question in QUESTIONS]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
@@ -36,6 +36,12 @@ def make_engine(name, request, **options):
         from hfray.engines.transformers import TransformersEngine
 
         return TransformersEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
+    if backend == "vllm":
+        pytest.importorskip("vllm", reason="vLLM is not installed: it takes an environment of its own")
+        from hfray.engines.vllm import VLLMEngine
+
+        folder = request.getfixturevalue(f"tiny_{model}")
+        return VLLMEngine(folder, dtype="float32", options={"enforce_eager": True}, **options)
     from hfray.engines.openvino import OpenVINOEngine
 
     folder = request.getfixturevalue(f"tiny_{model}_ir")
@@ -156,7 +162,7 @@ def test_a_shared_prompt_that_fails_tells_all_who_share_it(loop):
     assert all("128" in future.result(timeout=60).error for future in futures)
 
 
-@pytest.mark.parametrize("name", ["transformers-gpt2", "openvino-gpt2"])
+@pytest.mark.parametrize("name", ["transformers-gpt2", "openvino-gpt2", "vllm-llama"])
 def test_near_the_end_the_longest_go_first(request, name):
     """With max_length, which counts the prompt, the shortest prompts have the longest completions."""
     engine = make_engine(name, request, capacity=1)
@@ -213,9 +219,10 @@ def test_transformers_gives_the_tokens_of_generate(request, model):
     loop.close()
 
 
-def test_openvino_gives_the_tokens_of_transformers(request):
-    reference = make_engine("transformers-gpt2", request)
-    loop = EngineLoop(make_engine("openvino-gpt2", request, capacity=3))
+@pytest.mark.parametrize("name", ["openvino-gpt2", "vllm-llama"])
+def test_other_engines_give_the_tokens_of_transformers(request, name):
+    reference = make_engine(f"transformers-{name.split('-')[1]}", request)
+    loop = EngineLoop(make_engine(name, request, capacity=3))
     completions = loop.generate(PROMPTS, GenerationParams(max_new_tokens=16, temperature=0))
     assert [c.token_ids for c in completions] == [_generate(reference, p.text, 16) for p in PROMPTS]
     loop.close()

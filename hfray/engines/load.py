@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfray.engines.base import Engine
+from hfray.engines.capacity import capacity_of
 
 if TYPE_CHECKING:
     from hfray.config import EngineSettings
 
-CAPACITY = {"openvino": 128, "fake": 64}  # rows run at once where backend.batch_size does not say
 SEQ2SEQ = {"text2text-generation", "summarization", "translation"}
 
 
@@ -31,12 +31,14 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
         from hfray.engines.fake import FakeEngine
 
         options = {key: value for key, value in vars(backend).items() if key not in ("name", "batch_size")}
-        return FakeEngine(capacity=backend.batch_size or CAPACITY["fake"], **options)
+        return FakeEngine(capacity=capacity_of(settings), **options)
     if folder is None or not folder.exists():
         from hfray.models import prepare
 
         folder = prepare(settings)
-    return (_openvino if backend.name == "openvino" else _transformers)(settings, folder, threads)
+    return {"openvino": _openvino, "transformers": _transformers, "vllm": _vllm}[backend.name](
+        settings, folder, threads
+    )
 
 
 def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> Engine:
@@ -60,7 +62,7 @@ def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> En
         folder,
         device=device,
         properties=properties,
-        capacity=backend.batch_size or CAPACITY["openvino"],
+        capacity=capacity_of(settings),
         batch_tokens=backend.batch_tokens,
         kv_cache_gib=backend.kv_cache_gib,
         machine_share=min(1.0, threads / cores) if threads else 1.0,
@@ -92,6 +94,42 @@ def _transformers(settings: EngineSettings, folder: Path, threads: int | None) -
     from hfray.engines.transformers import TransformersEngine
 
     return TransformersEngine.from_folder(folder, **options)
+
+
+def _vllm(settings: EngineSettings, folder: Path, threads: int | None) -> Engine:
+    backend, device = settings.backend, settings.device
+    if settings.task != "text-generation":
+        raise ValueError(f"task={settings.task}: backend=vllm runs text-generation only. Use backend=transformers.")
+    if settings.model.kwargs:
+        raise ValueError("model.kwargs: are from_pretrained's, which vLLM does not call. Use backend.options.")
+    on_cpu = not device.uses_gpu
+    if on_cpu:  # read when vLLM is imported
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(backend.kv_cache_gib or 4))))
+        if threads:
+            os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    try:
+        from hfray.engines.vllm import VLLMEngine
+    except ImportError as error:
+        raise ValueError(
+            f"backend=vllm: vLLM cannot be imported ({error}). Install `hfray[vllm]`, or vLLM's build for CPUs."
+        ) from error
+    import torch
+
+    from hfray.engines.transformers import dtype_for
+
+    options: dict[str, Any] = dict(backend.options)
+    if not on_cpu:
+        options.setdefault("tensor_parallel_size", torch.cuda.device_count() if device.map is not None else 1)
+        torch_device(device.index)
+    return VLLMEngine(
+        folder,
+        capacity=capacity_of(settings),
+        batch_tokens=backend.batch_tokens,
+        dtype=dtype_for(settings.model.dtype, on_cpu=on_cpu),
+        prefix_caching=backend.prefix_caching,
+        trust_remote_code=settings.model.trust_remote_code,
+        options=options,
+    )
 
 
 def torch_device(index: int | None) -> str:

@@ -13,8 +13,8 @@ import openvino_genai as genai
 import psutil
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
-from hfray.engines.lengths import ExpectedLength
 from hfray.engines.prefixes import DEFAULT_TOKENS, PrefixIndex
+from hfray.engines.waiting import WaitingRequests
 from hfray.modelfolder import context_length, kv_values_per_token
 
 KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
@@ -109,15 +109,14 @@ class OpenVINOEngine(Engine):
             ) from error
         self._defaults = self._pipeline.get_config()
         self._running: dict[int, _Running] = {}
-        self._waiting: dict[int, Request] = {}
-        self._expected = ExpectedLength()
+        self._waiting = WaitingRequests()
         self._prefixes = PrefixIndex(self._kv_cache_tokens(folder)) if prefix_caching else None
         self._num_running = 0
 
     def add(self, request: Request) -> None:
         if (request.params.num_beams or 1) > 1:
             raise RequestError("generation.num_beams > 1 is not supported by backend=openvino; use transformers")
-        self._waiting[request.id] = request
+        self._waiting.add(request)
 
     def step(self) -> list[StepOutput]:
         self._start()
@@ -131,12 +130,12 @@ class OpenVINOEngine(Engine):
             outputs.append(output)
             running.generated += len(output.token_ids)
             if output.finish_reason is not None or output.error is not None:
-                self._expected.observe(len(running.request.prompt_ids), running.generated)
+                self._waiting.observe(running.request, running.generated)
                 del self._running[request_id]
         return outputs
 
     def cancel(self, request_id: int) -> None:
-        self._waiting.pop(request_id, None)
+        self._waiting.cancel(request_id)
         running = self._running.pop(request_id, None)
         if running is not None:
             running.handle.cancel()
@@ -151,7 +150,7 @@ class OpenVINOEngine(Engine):
 
     def close(self) -> None:
         self._running.clear()
-        self._waiting.clear()
+        self._waiting = WaitingRequests()
         self._pipeline = None
 
     def _kv_cache_tokens(self, folder: Path) -> int:
@@ -164,14 +163,7 @@ class OpenVINOEngine(Engine):
 
         No more than run at once: the pipeline runs all that it has (2026.4; `max_num_seqs` does not bind it).
         """
-        room = self.capacity - len(self._running)
-        if room <= 0 or not self._waiting:
-            return
-        waiting = list(self._waiting.values())
-        if self.ending:
-            waiting.sort(key=self._expected.of, reverse=True)
-        for request in waiting[:room]:
-            del self._waiting[request.id]
+        for request in self._waiting.take(self.capacity - len(self._running), self.ending):
             if self._prefixes is not None:
                 self.prefix_tokens += self._prefixes.add(request.prompt_ids)
             ids = openvino.Tensor(_row(request.prompt_ids))

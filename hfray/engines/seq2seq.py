@@ -17,10 +17,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
+from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
 from hfray.engines.sampling import Row, Sampler
 from hfray.engines.transformers import (
-    CPU_CAPACITY,
-    MAX_CAPACITY,
     TransformersTokenizer,
     end_ids,
     load_model,

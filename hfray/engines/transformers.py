@@ -19,12 +19,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfray.engines.base import Engine, Request, StepOutput
+from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
 from hfray.engines.kvcache import BatchCache
 from hfray.engines.lengths import ExpectedLength
 from hfray.engines.sampling import Row, Sampler
 from hfray.modelfolder import context_length, has_tokenizer, read_config, weight_bytes
 
-CPU_CAPACITY, MAX_CAPACITY = 32, 256
 REFILL_SHARE = 8  # new rows join, and finished ones are dropped, once an eighth of the batch is free
 KV_SHARE = 0.7  # of the device memory that the weights leave free
 WEIGHTS_SHARE = 0.9  # of a GPU's free memory that weights may take at most: rows need some too
@@ -78,11 +78,8 @@ def load_model(
     trust_remote_code: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The folder's model on its device. `dtype` auto: fp32 on a CPU; on a GPU bf16 where it has it, else fp16."""
-    if dtype == "auto":
-        on_cpu = device == "cpu" and device_map in (None, "cpu")
-        fits = on_cpu or not torch.cuda.is_available()
-        dtype = "float32" if fits else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    """The folder's model on its device."""
+    dtype = dtype_for(dtype, on_cpu=device == "cpu" and device_map in (None, "cpu"))
     quantized = "quantization_config" in {**read_config(folder), **(model_kwargs or {})}
     if device_map is None and device != "cpu" and not quantized:
         check_fits(
@@ -95,6 +92,15 @@ def load_model(
         options["device_map"] = device_map
     model = auto_class.from_pretrained(folder, **options)
     return model.eval() if device_map is not None else model.eval().to(device)
+
+
+def dtype_for(dtype: str, *, on_cpu: bool) -> str:
+    """The name of a torch dtype. `auto`: fp32 on a CPU; on a GPU bf16 where it has it, else fp16."""
+    if dtype != "auto":
+        return dtype
+    if on_cpu or not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
 
 def check_fits(weights: int, free: int, what: str) -> None:

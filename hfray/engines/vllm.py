@@ -1,0 +1,148 @@
+"""vLLM's engine, stepped in this process: its kernels and scheduler on GPUs, and its build for CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# In this process, so that a dead engine is a dead worker; read when vLLM is imported.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from hfray.engines.base import Engine, Request, RequestError, StepOutput
+from hfray.engines.transformers import load_tokenizer
+from hfray.engines.waiting import WaitingRequests
+from hfray.modelfolder import end_token_ids
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request in vLLM, and its id there."""
+
+    request: Request
+    key: str
+    generated: int = 0
+
+
+class VLLMEngine(Engine):
+    """vLLM's `LLMEngine`, its requests added, stepped and aborted one by one.
+
+    Args:
+        folder: the Hugging Face folder.
+        capacity: sequences run at once.
+        batch_tokens: most tokens in one step; None for vLLM's own.
+        dtype: a torch dtype's name, or "auto" for the model's own.
+        options: more of vLLM's `EngineArgs`, passed through untouched.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        capacity: int = 256,
+        batch_tokens: int | None = None,
+        dtype: str = "auto",
+        prefix_caching: bool = True,
+        trust_remote_code: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        arguments: dict[str, Any] = {
+            "model": str(folder),
+            "max_num_seqs": capacity,
+            "dtype": dtype,
+            "enable_prefix_caching": prefix_caching,
+            "trust_remote_code": trust_remote_code,
+            "generation_config": "vllm",  # what is sampled how is decided by the request alone
+            **({} if batch_tokens is None else {"max_num_batched_tokens": batch_tokens}),
+            **(options or {}),
+        }
+        self.tokenizer = load_tokenizer(folder, trust_remote_code)
+        try:
+            self._vllm = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"vLLM cannot run model.source={folder} with backend.options={json.dumps(dict(options or {}))}: {error}"
+            ) from error
+        config = self._vllm.vllm_config
+        self.context_length, self.capacity = config.model_config.max_model_len, capacity
+        self._end_ids = end_token_ids(folder) or {self.tokenizer.hf.eos_token_id} - {None}
+        self._waiting = WaitingRequests()
+        self._running: dict[int, _Running] = {}
+        self._num_running = 0
+
+    def add(self, request: Request) -> None:
+        if request.params.no_repeat_ngram_size:
+            raise RequestError("generation.no_repeat_ngram_size is not supported by backend=vllm; use transformers")
+        self._waiting.add(request)
+
+    def step(self) -> list[StepOutput]:
+        for request in self._waiting.take(self.capacity - len(self._running), self.ending):
+            key = self._vllm.add_request(
+                str(request.id), {"prompt_token_ids": request.prompt_ids}, self._sampling(request)
+            )
+            self._running[request.id] = _Running(request, key)
+        outputs = [self._read(output) for output in self._vllm.step()]
+        self._num_running = len(outputs)
+        return outputs
+
+    def cancel(self, request_id: int) -> None:
+        self._waiting.cancel(request_id)
+        running = self._running.pop(request_id, None)
+        if running is not None:
+            self._vllm.abort_request([running.key], internal=True)
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._running) + len(self._waiting)
+
+    def close(self) -> None:
+        self._vllm = None
+
+    def _read(self, given: Any) -> StepOutput:
+        completion, running = given.outputs[0], self._running[int(given.request_id)]
+        output = StepOutput(running.request.id, list(completion.token_ids))
+        for token, likely in zip(output.token_ids, completion.logprobs or (), strict=False):
+            ranked = sorted(likely.items(), key=lambda entry: entry[1].rank)
+            top = [(other, entry.logprob) for other, entry in ranked[: running.request.params.logprobs]]
+            output.logprobs.append((likely[token].logprob, top))
+        running.generated += len(output.token_ids)
+        if running.generated == len(output.token_ids):  # its first
+            self.prefix_tokens += given.num_cached_tokens or 0
+        if given.finished:
+            if completion.finish_reason == "stop" and output.token_ids and output.token_ids[-1] in self._end_ids:
+                del output.token_ids[-1], output.logprobs[len(output.token_ids) :]
+            output.finish_reason = "length" if completion.finish_reason == "length" else "stop"
+            self._waiting.observe(running.request, running.generated)
+            del self._running[running.request.id]
+        return output
+
+    def _sampling(self, request: Request) -> SamplingParams:
+        params = request.params
+        given = {name: getattr(params, name) for name in (*(SAMPLING if params.sampling else ()), *PENALTIES)}
+        given = {name: value for name, value in given.items() if value is not None}
+        return SamplingParams(
+            **{"temperature": 1.0 if params.sampling else 0.0} | given,
+            seed=request.seed if params.sampling else None,
+            max_tokens=request.max_new_tokens,
+            min_tokens=min(params.min_new_tokens, request.max_new_tokens),
+            ignore_eos=params.ignore_eos,
+            stop_token_ids=[] if params.ignore_eos else sorted(self._end_ids),
+            logprobs=params.logprobs,
+            detokenize=False,  # the loop does, by the one rule for all engines
+            output_kind=RequestOutputKind.DELTA,
+        )
