@@ -300,12 +300,18 @@ def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service):
     ]
     source, out = tmp_path / "in.jsonl", tmp_path / "out"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = (*FAKE, "generation.temperature=1")  # drawn at random, by the row's id
     done = run_job(
-        *FAKE, f"input.path={source}", f"output.path={out}", "input.id_column=id", "errors.max_fraction=1", timeout=120
+        *settings,
+        f"input.path={source}",
+        f"output.path={out}",
+        "input.id_column=id",
+        "errors.max_fraction=1",
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     expected = sorted(pq.read_table(out).to_pylist(), key=lambda row: row["row_id"])
-    online = make("serve.id_column=id")
+    online = make("serve.id_column=id", "generation.temperature=1")
     for record, row in zip(records, expected, strict=True):
         assert ask(online, "/v1/records", record).json() == row
         parts = events(ask(online, "/v1/records?stream=true", record))
