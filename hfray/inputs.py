@@ -67,19 +67,21 @@ def scan(settings: InputSettings) -> Table:
 
 
 def _list_files(settings: InputSettings) -> list[tuple[str, str]]:
-    """(path or URL, name for row ids) of every file, sorted by name within each path given."""
+    """(path or URL, name for row ids) of every file once, sorted by name within each path given.
+
+    Names are relative to the one path given. Of several they are whole addresses: files of one name in two folders stay
+    apart, and a file that comes later changes nobody's name.
+    """
     paths = [settings.path] if isinstance(settings.path, str) else settings.path
-    found: list[tuple[str, str]] = []
+    found: dict[str, str] = {}
     for path in paths:
         filesystem, root = open_filesystem(path, "input.path")
         for file in _matching(filesystem, root, path):
             folder = _glob_root(root) if _is_glob(root) else root
             name = posixpath.relpath(file, folder) if file != root else posixpath.basename(file)
-            found.append((file_address(path, file), name))
-    names = [name for _, name in found]
-    if len(set(names)) < len(names):  # two folders given that hold files of one name: tell them apart by the path
-        found = [(uri, uri) for uri, _ in found]
-    return found
+            address = file_address(path, file)
+            found[address] = name if len(paths) == 1 else address
+    return list(found.items())
 
 
 def _matching(filesystem: fs.FileSystem, root: str, path: str) -> list[str]:

@@ -12,8 +12,8 @@ from hfray.workermetrics import COUNTERS
 
 # A row among those in flight when a worker died is suspect. Suspects of one death run on as before; of two, in small
 # groups; of three, alone; and a row that was alone at the fourth is the one to blame.
-GROUP_SIZES = {2: 8, 3: 1}
 FATAL_DEATHS = 4
+GROUP_SIZES = {2: 8, 3: 1, FATAL_DEATHS: 1}
 MAX_FAILED_STARTS = 3  # in a row, of one worker, before the run is given up
 
 

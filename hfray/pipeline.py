@@ -152,9 +152,7 @@ class Writer:
         """Take an answered block in, and start a file if it is time."""
         if not block.num_rows:
             return
-        self._since = self._since if self._blocks else time.monotonic()
-        self._blocks.append(block)
-        self._rows += block.num_rows
+        self._gather(block)
         if self._rows >= self.job.settings.output.rows_per_file:
             self.flush()
 
@@ -191,6 +189,11 @@ class Writer:
         self._collect(timeout)
         return not self._writes and not self.lost
 
+    def _gather(self, block: Block) -> None:
+        self._since = self._since if self._blocks else time.monotonic()
+        self._blocks.append(block)
+        self._rows += block.num_rows
+
     def _collect(self, timeout: float | None) -> None:
         if not self._writes:
             return
@@ -211,7 +214,7 @@ class Writer:
         for block, look in zip(blocks, looks, strict=True):
             try:
                 ray.get(look)
-                self.add(block)
+                self._gather(block)  # without a file of them at once: one may be about to be made
             except ray.exceptions.RayError as error:
                 if not _is_loss(error):
                     raise

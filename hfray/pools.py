@@ -59,7 +59,7 @@ class PoolWorker:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def ask(self, given: int) -> tuple[int, int]:
+    def ask(self, given: int, pid: int) -> tuple[int, int]:
         """Waits until there is room; returns the process and how many blocks it can do with.
 
         There is room while the rows that are not answered would not fill the engine and one block beside it: more would
@@ -67,7 +67,10 @@ class PoolWorker:
 
         Args:
             given: rows sent to this process so far; those still on their way count too.
+            pid: the process that they were sent to, 0 where none was known. To another it is said at once which this is.
         """
+        if pid not in (0, os.getpid()):
+            return os.getpid(), 0
         while True:
             with self._lock:
                 unanswered = given - self._returned - self._worker.answered_rows
@@ -240,7 +243,11 @@ class Crew:
             return None
         if ref in self._asks:
             del self._asks[ref]
+            if member.up and result[0] != member.pid:  # the one before died with nothing to do, and no call told of it
+                member.given = sum(block.num_rows for _, block in member.calls.values())
             member.up, (member.pid, member.wants) = True, result
+            if not member.wants:
+                self._ask(member)
             return None
         del self._calls[ref]
         answer, block = member.calls.pop(ref)
@@ -259,7 +266,10 @@ class Crew:
         member.given += block.num_rows
         member.wants -= 1
         if not member.wants:
-            self._asks[member.actor.ask.remote(member.given)] = member
+            self._ask(member)
+
+    def _ask(self, member: Member) -> None:
+        self._asks[member.actor.ask.remote(member.given, member.pid)] = member
 
     def _bury(self, member: Member) -> None:
         """Take a dead worker's blocks back; Ray starts its next process, wherever one fits."""
@@ -286,7 +296,7 @@ class Crew:
     def _greet(self, member: Member) -> None:
         """Ask a process that is to come: the first question is repeated until there is one that answers."""
         member.up, member.wants, member.given = False, 0, 0
-        self._asks[member.actor.ask.options(max_task_retries=-1).remote(0)] = member
+        self._asks[member.actor.ask.options(max_task_retries=-1).remote(0, 0)] = member
 
     def _grow(self, pool: Pool) -> None:
         """As many workers again as a pool has, where all of these are up, and full, since blocks wait."""

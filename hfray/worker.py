@@ -218,7 +218,7 @@ class BatchWorker:
         completions: list[Any] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda n: -deaths.get(row_ids[n], 0))
         while order:
-            size = GROUP_SIZES.get(deaths.get(row_ids[order[0]], 0), len(order))
+            size = GROUP_SIZES.get(min(deaths.get(row_ids[order[0]], 0), FATAL_DEATHS), len(order))
             group, order = order[:size], order[size:]
             async with self._gate.alone():
                 await self._monitor.run_alone.remote(self._name, [row_ids[n] for n in group])

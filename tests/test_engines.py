@@ -41,7 +41,7 @@ def make_engine(name, request, **options):
         from hfray.engines.vllm import VLLMEngine
 
         folder = request.getfixturevalue(f"tiny_{model}")
-        return VLLMEngine(folder, dtype="float32", options={"enforce_eager": True}, **options)
+        return VLLMEngine(folder, dtype="float32", enforce_eager=True, **options)
     from hfray.engines.openvino import OpenVINOEngine
 
     folder = request.getfixturevalue(f"tiny_{model}_ir")
@@ -208,6 +208,18 @@ def test_cancelling_frees_the_engine(loop):
     while loop.engine.num_unfinished or not seen:  # the engine is done with a row before its caller knows
         time.sleep(0.01)
     assert len(seen) == 1
+
+
+def test_what_vllm_refuses_is_the_rows_error_and_prompts_beyond_a_step_wait(request):
+    loop = EngineLoop(make_engine("vllm-llama", request, capacity=16, max_num_batched_tokens=128))
+    prompts = [Prompt(f"row number {number} " * 3) for number in range(12)]  # more tokens than one step takes
+    sampled = loop.generate(prompts, GenerationParams(max_new_tokens=8, temperature=1.0))
+    assert sum(c.num_prompt_tokens for c in sampled) > 128
+    assert all(c.error is None for c in sampled)
+    hot = loop.generate(PROMPTS[:2], GenerationParams(max_new_tokens=8, temperature=50.0))
+    assert all("vLLM refuses it" in c.error and "temperature" in c.error for c in hot)
+    assert loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=8, temperature=0))[0].error is None
+    loop.close()
 
 
 @pytest.mark.parametrize("model", ["gpt2", "bloom", "llama"])

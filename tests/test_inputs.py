@@ -43,6 +43,20 @@ def test_jsonl_values_come_out_as_they_were(tmp_path):
     assert [row["row_id"] for row in rows] == ["a.jsonl:0", "a.jsonl:1", "a.jsonl:2"]
 
 
+def test_files_of_several_paths_are_read_once_and_named_by_their_place(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "a.jsonl", ROWS[:1])
+    both = [str(tmp_path / "one"), str(tmp_path / "two")]
+    read_once = scan(InputSettings(path=[*both, str(tmp_path / "two" / "a.jsonl"), str(tmp_path / "*" / "a.jsonl")]))
+    ids = [
+        row for piece in read_once.slices for block in read_once.read(piece, 2) for row in block["row_id"].to_pylist()
+    ]
+    assert ids == [f"{folder}/a.jsonl:0" for folder in both]
+    alone = scan(InputSettings(path=[both[0], str(tmp_path / "one" / "a.jsonl")]))
+    assert [block["row_id"][0].as_py() for block in alone.read(alone.slices[0], 2)] == ids[:1]  # as beside another
+
+
 def test_parquet_values_come_out_as_they_were(tmp_path):
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=2)
     assert without_own(read(tmp_path / "a.parquet")) == ROWS

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 
 import pytest
 
 from hfray import pools
 from hfray.batch import OK, JobError, run_batch
-from hfray.config import SettingsError, to_plain
+from hfray.blocks import Block
+from hfray.cluster import pools_of
+from hfray.config import InputSettings, SettingsError, to_plain
+from hfray.inputs import scan
+from hfray.monitor import Monitor
 from hfray.report import flat
 from hfray.resume import fingerprint
 from hfray.status import describe, read_status
@@ -105,6 +111,34 @@ def test_a_killed_worker_of_one_pool_costs_nothing(shared_ray, tmp_path):
     assert killed
     assert summary.engine["workers_replaced"] == 1
     assert sum(pool["deaths"] for pool in summary.engine["pools"].values()) == 1
+
+
+def test_a_worker_that_died_idle_is_given_rows_again(shared_ray, tmp_path):
+    """No call tells of its death: its next process must not be taken for one that still owes what was sent before."""
+    import ray
+
+    table(tmp_path, 16 * 24)
+    settings = batch_settings("input.path=in.jsonl", "output.path=out", *QUICK, f"workers=[{fake('a')}, {fake('b')}]")
+    read = scan(InputSettings(path=str(tmp_path / "in.jsonl")))
+    blocks = [Block(ray.put(rows), rows.num_rows) for piece in read.slices for rows in read.read(piece, 16)]
+    monitor = ray.remote(Monitor).remote(read.num_rows)
+    with pools.Crew(pools_of(ray, settings)[:1], 16, monitor) as crew:
+        answered = answer_all(crew, blocks[:12])
+        os.kill(crew.members[0].pid, signal.SIGKILL)
+        while (state := ray.get(monitor.snapshot.remote()))["deaths"] == 0 or state["workers_ready"] == 0:
+            time.sleep(0.1)
+        answered += answer_all(crew, blocks[12:])
+    assert sum(block.num_rows for block in answered) == read.num_rows
+
+
+def answer_all(crew, blocks):
+    """Answers to blocks; then the one worker has nothing, and wants some."""
+    waiting, answered, deadline = deque(blocks), [], time.monotonic() + 60
+    while len(answered) < len(blocks) or not crew.members[0].wants:
+        assert time.monotonic() < deadline, f"{len(answered)} of {len(blocks)} blocks were answered"
+        crew.hand_out(waiting)
+        answered += crew.collect(0.1)
+    return answered
 
 
 def test_a_row_that_kills_workers_of_any_pool_becomes_an_error_row(shared_ray, tmp_path):

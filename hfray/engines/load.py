@@ -104,9 +104,12 @@ def _vllm(settings: EngineSettings, folder: Path, threads: int | None) -> Engine
         raise ValueError("model.kwargs: are from_pretrained's, which vLLM does not call. Use backend.options.")
     on_cpu = not device.uses_gpu
     if on_cpu:  # read when vLLM is imported
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a vLLM for GPUs would take one, whatever is asked
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(backend.kv_cache_gib or 4))))
         if threads:
             os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    elif device.map is None:  # vLLM has no index of its own: it takes the first that it sees
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(torch_device(device.index))
     try:
         from hfray.engines.vllm import VLLMEngine
     except ImportError as error:
@@ -117,19 +120,21 @@ def _vllm(settings: EngineSettings, folder: Path, threads: int | None) -> Engine
 
     from hfray.engines.transformers import dtype_for
 
-    options: dict[str, Any] = dict(backend.options)
-    if not on_cpu:
-        options.setdefault("tensor_parallel_size", torch.cuda.device_count() if device.map is not None else 1)
-        torch_device(device.index)
-    return VLLMEngine(
-        folder,
-        capacity=capacity_of(settings),
-        batch_tokens=backend.batch_tokens,
-        dtype=dtype_for(settings.model.dtype, on_cpu=on_cpu),
-        prefix_caching=backend.prefix_caching,
-        trust_remote_code=settings.model.trust_remote_code,
-        options=options,
-    )
+    arguments = {
+        "dtype": dtype_for(settings.model.dtype, on_cpu=on_cpu),
+        "enable_prefix_caching": backend.prefix_caching,
+        "tensor_parallel_size": 1 if on_cpu or device.map is None else torch.cuda.device_count(),
+        "max_num_batched_tokens": backend.batch_tokens,
+    }
+    arguments = {name: value for name, value in arguments.items() if value is not None} | dict(backend.options)
+    trust = settings.model.trust_remote_code
+    return VLLMEngine(folder, capacity=capacity_of(settings), trust_remote_code=trust, **arguments)
+
+
+def _visible(device: str) -> str:
+    """CUDA_VISIBLE_DEVICES that shows only torch's `device`, by what of the machine is visible now."""
+    index, given = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",")[index] if given else str(index)
 
 
 def torch_device(index: int | None) -> str:

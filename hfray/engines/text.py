@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from hfray.engines.base import Tokenizer
 
 # Some tokenizers (SentencePiece) drop a leading space when they decode; a few prompt tokens before the completion
 # keep it, as transformers' pipelines do by decoding the whole.
 CONTEXT_TOKENS = 4
+WINDOW_TOKENS = 16  # decoded again with each new token, before the window moves on
 UNFINISHED = "\ufffd"  # what byte-level tokenizers decode a torn UTF-8 character to
+
+_pieces: WeakKeyDictionary[Tokenizer, dict[int, str]] = WeakKeyDictionary()  # tokens' own texts, by tokenizer
 
 
 class CompletionText:
     """The text of one completion.
 
-    `push` costs nothing until it is needed: text is decoded token by token only for a stop string or a stream.
+    Decoding takes as long as a GPU's step where many rows run: `push` decodes only for a stream, or where a token may
+    complete a stop string.
     """
 
     def __init__(
@@ -26,9 +31,14 @@ class CompletionText:
         self._context_text = tokenizer.decode(self._context)
         self._stops = tuple(stop_strings)
         self._holdback = max(map(len, self._stops), default=1) - 1
-        self._incremental = bool(self._stops) or stream
+        self._stream = stream
+        self._last_characters = _visible_ends(self._stops)
         self._decoded = ""  # all whole characters so far
-        self._prefix, self._read = 0, 0  # decode window: ids[prefix:read] is in _decoded already
+        self._torn = False  # tokens were decoded that are not in it: they end within a character
+        self._start, self._known = (
+            0,
+            self._context_text,
+        )  # decode window: what of it, from this token on, is in _decoded
         self._sent = 0
         self.token_ids: list[int] = []
         self.stopped = False
@@ -36,7 +46,7 @@ class CompletionText:
     def push(self, token_ids: Sequence[int]) -> str:
         """Add tokens; returns the text that is now certain (never part of a stop string to come)."""
         self.token_ids.extend(token_ids)
-        if not self._incremental or self.stopped or not token_ids:
+        if self.stopped or not token_ids or not (self._stream or self._torn or self._may_stop(token_ids)):
             return ""
         self._decode_more()
         cut = self._first_stop()
@@ -63,13 +73,28 @@ class CompletionText:
         return self._tokenizer.decode(self._context + token_ids)[len(self._context_text) :]
 
     def _decode_more(self) -> None:
-        ids = self._context + self.token_ids
-        offset = len(self._context)
-        before = self._tokenizer.decode(ids[max(0, self._prefix + offset - CONTEXT_TOKENS) : self._read + offset])
-        now = self._tokenizer.decode(ids[max(0, self._prefix + offset - CONTEXT_TOKENS) :])
-        if len(now) > len(before) and not now.endswith(UNFINISHED):
-            self._decoded += now[len(before) :]
-            self._prefix, self._read = self._read, len(self.token_ids)
+        window = (self._context + self.token_ids)[self._start :]
+        now = self._tokenizer.decode(window)
+        self._torn = now.endswith(UNFINISHED)
+        if self._torn or len(now) <= len(self._known):
+            return
+        self._decoded += now[len(self._known) :]
+        self._known = now
+        if len(window) > WINDOW_TOKENS:
+            self._start += len(window) - CONTEXT_TOKENS
+            self._known = self._tokenizer.decode(window[-CONTEXT_TOKENS:])
+
+    def _may_stop(self, token_ids: Sequence[int]) -> bool:
+        """Whether a stop string may end in these tokens."""
+        if self._last_characters is None:
+            return True
+        known = _pieces.setdefault(self._tokenizer, {})
+        for token in token_ids if self._stops else ():
+            if token not in known:
+                known[token] = self._tokenizer.decode([token])
+            if not self._last_characters.isdisjoint(known[token]):
+                return True
+        return False
 
     def _first_stop(self) -> int | None:
         start = max(0, self._sent - self._holdback)
@@ -80,3 +105,12 @@ class CompletionText:
         delta = self._decoded[self._sent : max(self._sent, until)]
         self._sent += len(delta)
         return delta
+
+
+def _visible_ends(stops: Sequence[str]) -> frozenset[str] | None:
+    """The last characters of stop strings, where a token that brings one shows it when decoded alone; else None.
+
+    It need not show a space, which some tokenizers drop at a beginning, nor a character of several bytes.
+    """
+    ends = frozenset(stop[-1] for stop in stops)
+    return ends if all(end.isascii() and end != " " for end in ends) else None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
@@ -41,41 +41,23 @@ class VLLMEngine(Engine):
     Args:
         folder: the Hugging Face folder.
         capacity: sequences run at once.
-        batch_tokens: most tokens in one step; None for vLLM's own.
-        dtype: a torch dtype's name, or "auto" for the model's own.
-        options: more of vLLM's `EngineArgs`, passed through untouched.
+        arguments: more of vLLM's `EngineArgs`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        capacity: int = 256,
-        batch_tokens: int | None = None,
-        dtype: str = "auto",
-        prefix_caching: bool = True,
-        trust_remote_code: bool = False,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        arguments: dict[str, Any] = {
-            "model": str(folder),
-            "max_num_seqs": capacity,
-            "dtype": dtype,
-            "enable_prefix_caching": prefix_caching,
-            "trust_remote_code": trust_remote_code,
-            "generation_config": "vllm",  # what is sampled how is decided by the request alone
-            **({} if batch_tokens is None else {"max_num_batched_tokens": batch_tokens}),
-            **(options or {}),
-        }
+    def __init__(self, folder: Path, *, capacity: int = 256, trust_remote_code: bool = False, **arguments: Any) -> None:
+        # What is sampled how is the request's alone, and the model's generation_config is none of it. A seeded row whose
+        # prompt is read in parts ends vLLM on a CPU: torch's generators there cannot go back.
+        fixed = {"generation_config": "vllm"} | ({"enable_chunked_prefill": False} if current_platform.is_cpu() else {})
+        mine = {"model": str(folder), "max_num_seqs": capacity, "trust_remote_code": trust_remote_code}
         self.tokenizer = load_tokenizer(folder, trust_remote_code)
         try:
-            self._vllm = LLMEngine.from_engine_args(EngineArgs(**arguments))
+            self._vllm = LLMEngine.from_engine_args(EngineArgs(**(fixed | mine | arguments)))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"vLLM cannot run model.source={folder} with backend.options={json.dumps(dict(options or {}))}: {error}"
+                f"vLLM cannot run model.source={folder} with backend.options={arguments}: {error}"
             ) from error
         config = self._vllm.vllm_config
-        self.context_length, self.capacity = config.model_config.max_model_len, capacity
+        self.context_length, self.capacity = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
         self._end_ids = end_token_ids(folder) or {self.tokenizer.hf.eos_token_id} - {None}
         self._waiting = WaitingRequests()
         self._running: dict[int, _Running] = {}
@@ -87,14 +69,17 @@ class VLLMEngine(Engine):
         self._waiting.add(request)
 
     def step(self) -> list[StepOutput]:
+        refused = []
         for request in self._waiting.take(self.capacity - len(self._running), self.ending):
-            key = self._vllm.add_request(
-                str(request.id), {"prompt_token_ids": request.prompt_ids}, self._sampling(request)
-            )
-            self._running[request.id] = _Running(request, key)
-        outputs = [self._read(output) for output in self._vllm.step()]
+            prompt = {"prompt_token_ids": request.prompt_ids}
+            try:
+                key = self._vllm.add_request(str(request.id), prompt, self._sampling(request))
+                self._running[request.id] = _Running(request, key)
+            except (VLLMClientError, ValueError) as error:
+                refused.append(StepOutput(request.id, error=f"vLLM refuses it: {error}"))
+        outputs = [self._read(output) for output in self._vllm.step()] if self._running else []
         self._num_running = len(outputs)
-        return outputs
+        return refused + outputs
 
     def cancel(self, request_id: int) -> None:
         self._waiting.cancel(request_id)
@@ -126,7 +111,9 @@ class VLLMEngine(Engine):
         if given.finished:
             if completion.finish_reason == "stop" and output.token_ids and output.token_ids[-1] in self._end_ids:
                 del output.token_ids[-1], output.logprobs[len(output.token_ids) :]
-            output.finish_reason = "length" if completion.finish_reason == "length" else "stop"
+            output.finish_reason = completion.finish_reason
+            if completion.finish_reason not in ("stop", "length"):
+                output.error = f"vLLM ended it: {completion.finish_reason}"
             self._waiting.observe(running.request, running.generated)
             del self._running[running.request.id]
         return output

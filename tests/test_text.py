@@ -1,0 +1,72 @@
+"""Tokens to text: whole characters, cut before stop strings, decoded no more often than it takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from hfray.engines.fake import FakeTokenizer
+from hfray.engines.text import CompletionText
+
+TEXT = "One plus one\nis two. שלום 😀 👩‍👩‍👧 naïve\n\nand  more: " + "a longer line of plain words, " * 8 + "the END\n"
+STOPS = ["\n\n", "END", "ï", "two. ", "👧", "never"]
+
+
+class Counting:
+    """A tokenizer that counts how often it decodes."""
+
+    def __init__(self, tokenizer):
+        self.inner, self.bos_id, self.count = tokenizer, tokenizer.bos_id, 0
+
+    def encode(self, text, *, add_special_tokens=True):
+        return self.inner.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids):
+        self.count += 1
+        return self.inner.decode(token_ids)
+
+
+@pytest.fixture(params=["bytes", "real"])
+def tokenizer(request):
+    if request.param == "bytes":  # every token a part of a character, or one
+        return Counting(FakeTokenizer())
+    from hfray.engines.transformers import load_tokenizer
+
+    return Counting(load_tokenizer(request.getfixturevalue("smollm2")))
+
+
+def test_streamed_pieces_are_the_text(tokenizer):
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    text, tokenizer.count = CompletionText(tokenizer, tokenizer.encode("Say:"), stream=True), 0
+    pieces = [text.push([token]) for token in ids]
+    assert "".join([*pieces, text.finish()]) == text.text == tokenizer.inner.decode(ids)
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert tokenizer.count <= 1.2 * len(ids)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stop_string_ends_it_with_its_last_token(tokenizer, stop, stream):
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    text, sent = CompletionText(tokenizer, [], [stop, "nor this"], stream), ""
+    for count, token in enumerate(ids, start=1):
+        sent += text.push([token])
+        decoded = tokenizer.inner.decode(ids[:count])
+        assert text.stopped == (stop in decoded and not decoded.endswith("\ufffd"))
+        if text.stopped:
+            break
+    sent += text.finish()
+    assert text.text == TEXT.partition(stop)[0]
+    assert not stream or sent == text.text
+
+
+def test_what_cannot_stop_is_not_decoded(tokenizer):
+    ids = tokenizer.encode("plain words and 😀, no line's end. " * 20, add_special_tokens=False)
+    text = CompletionText(tokenizer, [], ["\n\n"])
+    for token in ids:
+        text.push([token])
+    tokenizer.count = 0
+    again = CompletionText(tokenizer, [], ["\n\n"])
+    for token in ids:
+        again.push([token])
+    assert tokenizer.count <= 1  # of no context
+    assert again.finish() == tokenizer.inner.decode(ids)
