@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic.dataclasses import dataclass
 
 from hfray.config import STRICT, EngineSettings, OpenVINOBackend, SettingsError
-from hfray.modelfolder import channels, is_ir
+from hfray.modelfolder import TOKENIZER_FILES, channels, is_ir
 from hfray.modelfolder import size as folder_size
 from hfray.models import cached, fetch
 
@@ -214,6 +214,13 @@ def export(
         hint = " Install it with `pip install hfray[export]`." if any("No module named" in x for x in lines) else ""
         last = " ".join(list(lines)[-LAST_WORDS:])
         raise SettingsError(f"model.source={source} cannot be exported to OpenVINO: {last}{hint}")
+    missing = [name for name in TOKENIZER_FILES if not (target / name).exists()]
+    if missing and task == "text-generation":  # optimum-intel says so, and goes on
+        last = " ".join(line for line in lines if "okenizer" in line)[-500:]
+        raise SettingsError(
+            f"model.source={source} cannot be exported to OpenVINO: its tokenizer cannot be converted ({missing[0]} was "
+            f"not made). {last} Use backend=transformers."
+        )
 
 
 def group_size(folder: Path, backend: OpenVINOBackend) -> int | None:
@@ -249,7 +256,7 @@ def _versions() -> list[str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = []
-    for package in ("optimum-intel", "openvino", "transformers"):
+    for package in ("optimum-intel", "openvino", "openvino-tokenizers", "transformers"):
         try:
             found.append(version(package))
         except PackageNotFoundError:

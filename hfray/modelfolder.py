@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 IR_FILES = ("openvino_model.xml", "openvino_language_model.xml", "openvino_decoder_model.xml")
+TOKENIZER_FILES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")  # of an IR folder
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
 # The name differs by architecture: Llama and most others, GPT-2 and GPT-J, BLOOM, MPT, T5-like.

@@ -51,6 +51,7 @@ def _engine(settings: BatchSettings) -> dict[str, Any]:
         "model.source": model.source,
         "model.revision": model.revision,
         "model.dtype": model.dtype,
+        "model.kwargs": model.kwargs or None,
         "backend": backend.name,
     }
     if backend.name == "openvino":

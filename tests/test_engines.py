@@ -12,6 +12,7 @@ from concurrent.futures import Future
 import pytest
 import torch
 
+from hfray.engines.base import EngineDiedError
 from hfray.engines.base import Request as GenRequest
 from hfray.engines.lengths import ExpectedLength
 from hfray.engines.loop import EngineLoop, Prompt
@@ -265,6 +266,44 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(request, engine, monke
     assert [c.token_ids for c in completions] == [_generate(made, p.text, 12) for p in PROMPTS]
     assert made.capacity == 2
     loop.close()
+
+
+def test_out_of_memory_while_finished_rows_are_dropped_loses_nothing(request, monkeypatch):
+    made = make_engine("transformers-gpt2", request, capacity=4)
+    thin_out, failed = made._thin_out, []
+
+    def scarce():
+        if not failed and None in made._rows and made._waiting:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+        thin_out()
+
+    monkeypatch.setattr(made, "_thin_out", scarce)
+    loop, params = EngineLoop(made), GenerationParams(max_new_tokens=12, temperature=0)
+    assert [c.token_ids for c in loop.generate(PROMPTS, params)] == [_generate(made, p.text, 12) for p in PROMPTS]
+    assert failed
+    loop.close()
+
+
+@pytest.mark.parametrize("values", [{"top_p": 0, "temperature": 1}, {"no_repeat_ngram_size": 2, "temperature": 0}])
+def test_what_openvino_refuses_is_the_rows_error(request, values):
+    loop = EngineLoop(make_engine("openvino-gpt2", request))
+    assert next(iter(values)) in loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=4, **values))[0].error
+    assert loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=4, temperature=0))[0].error is None
+    loop.close()
+
+
+def test_a_whole_number_is_a_penalty_too(request):
+    loop = EngineLoop(make_engine("transformers-gpt2", request))
+    assert loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=4, repetition_penalty=2))[0].error is None
+    loop.close()
+
+
+def test_a_prompt_for_an_engine_that_was_closed_is_told(request):
+    loop = EngineLoop(make_engine("fake", request))
+    loop.close()
+    with pytest.raises(EngineDiedError, match="closed"):
+        loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=4))
 
 
 def test_a_model_too_large_for_its_gpu_is_told_by_its_size(tiny_gpt2):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 
 from hfray.engines.fake import FakeTokenizer
 from hfray.engines.text import CompletionText
 
-TEXT = "One plus one\nis two. שלום 😀 👩‍👩‍👧 naïve\n\nand  more: " + "a longer line of plain words, " * 8 + "the END\n"
+TEXT = (
+    "One plus one\nis two. שלום 😀 👩‍👩‍👧 naïve ཀཁགངཅཆཇཉཏཐ\n\nand  more: "
+    + "a longer line of plain words, " * 8
+    + "the END\n"
+)
 STOPS = ["\n\n", "END", "ï", "two. ", "👧", "never"]
 
 
@@ -25,10 +30,34 @@ class Counting:
         return self.inner.decode(token_ids)
 
 
-@pytest.fixture(params=["bytes", "real"])
+class Fallback:
+    """A tokenizer like Llama's: what is no word becomes bytes, and a torn run of these is lost whole."""
+
+    bos_id = None
+
+    def __init__(self):
+        words = ["plus", "and", "END", "line", "▁", "\n", *"abcdefghijklmnopqrstuvwxyzONES.,:'"]
+        vocabulary = {token: i for i, token in enumerate([*(f"<0x{byte:02X}>" for byte in range(256)), *words])}
+        self.hf = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
+        self.hf.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+        kinds = tokenizers.decoders
+        self.hf.decoder = kinds.Sequence(
+            [kinds.Replace("▁", " "), kinds.ByteFallback(), kinds.Fuse(), kinds.Strip(" ", 1, 0)]
+        )
+
+    def encode(self, text, *, add_special_tokens=True):
+        return self.hf.encode(text).ids
+
+    def decode(self, token_ids):
+        return self.hf.decode(list(token_ids))
+
+
+@pytest.fixture(params=["bytes", "fallback", "real"])
 def tokenizer(request):
     if request.param == "bytes":  # every token a part of a character, or one
         return Counting(FakeTokenizer())
+    if request.param == "fallback":
+        return Counting(Fallback())
     from hfray.engines.transformers import load_tokenizer
 
     return Counting(load_tokenizer(request.getfixturevalue("smollm2")))
@@ -57,6 +86,12 @@ def test_a_stop_string_ends_it_with_its_last_token(tokenizer, stop, stream):
     sent += text.finish()
     assert text.text == TEXT.partition(stop)[0]
     assert not stream or sent == text.text
+
+
+def test_a_prompt_that_ends_in_long_characters_is_no_matter(tokenizer):
+    ids = tokenizer.encode("གངx and more", add_special_tokens=False)
+    text = CompletionText(tokenizer, tokenizer.encode("xཀཁ", add_special_tokens=False), stream=True)
+    assert "".join(text.push([token]) for token in ids) + text.finish() == "གངx and more"
 
 
 def test_what_cannot_stop_is_not_decoded(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -98,7 +99,7 @@ class EngineLoop:
         self._leaders: dict[bytes, _Sequence] = {}
         self._recent = RecentCompletions()
         self._ids = itertools.count(1)
-        self._closing = False
+        self._closing = self._ended = False
         self._died: EngineDiedError | None = None
         self._step_started: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -137,6 +138,8 @@ class EngineLoop:
         key = share_key(prompt, params) if share and not params.sampling else None
         sequence = _Sequence(request, text, on_done, on_text, on_step, key)
         self._inbox.put(lambda: self._add(sequence))
+        if self._ended:
+            self._drain()
         return request.id
 
     def cancel(self, request_id: int) -> None:
@@ -191,6 +194,13 @@ class EngineLoop:
         self.engine.close()
         while not (self._closing and self._inbox.empty()):  # requests that come later learn of the death too
             self._inbox.get()()
+        self._ended = True  # who submits from now on reads the inbox too
+        self._drain()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._inbox.get_nowait()()
 
     def _read_inbox(self) -> None:
         if not self.engine.num_unfinished:

@@ -15,7 +15,7 @@ import psutil
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.prefixes import DEFAULT_TOKENS, PrefixIndex
 from hfray.engines.waiting import WaitingRequests
-from hfray.modelfolder import context_length, kv_values_per_token
+from hfray.modelfolder import TOKENIZER_FILES, context_length, kv_values_per_token
 
 KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
 KV_CACHE_GIB = (1, 16)  # ... within these bounds
@@ -25,7 +25,7 @@ class OpenVINOTokenizer:
     """The IR folder's own tokenizer."""
 
     def __init__(self, folder: Path) -> None:
-        for name in ("openvino_tokenizer.xml", "openvino_detokenizer.xml"):
+        for name in TOKENIZER_FILES:
             if not (folder / name).exists():
                 raise ValueError(
                     f"model.source={folder}: the folder has no tokenizer ({name} is missing). Export the model again "
@@ -116,6 +116,12 @@ class OpenVINOEngine(Engine):
     def add(self, request: Request) -> None:
         if (request.params.num_beams or 1) > 1:
             raise RequestError("generation.num_beams > 1 is not supported by backend=openvino; use transformers")
+        if request.params.no_repeat_ngram_size:
+            raise RequestError("generation.no_repeat_ngram_size is not supported by backend=openvino; use transformers")
+        try:
+            self._config(request).validate()
+        except RuntimeError as error:  # it would end the pipeline
+            raise RequestError(f"OpenVINO GenAI refuses it: {str(error).splitlines()[-1]}") from error
         self._waiting.add(request)
 
     def step(self) -> list[StepOutput]:
@@ -208,7 +214,7 @@ class OpenVINOEngine(Engine):
         if params.logprobs is not None:
             config.logprobs = 1
         sampling = ("temperature", "top_k", "top_p", "min_p") if params.sampling else ()
-        always = ("repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty")
+        always = ("repetition_penalty", "presence_penalty", "frequency_penalty")
         for name in (*sampling, *always):
             value = getattr(params, name)
             if value is not None and not (name == "top_k" and value == 0):

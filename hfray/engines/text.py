@@ -11,6 +11,7 @@ from hfray.engines.base import Tokenizer
 # keep it, as transformers' pipelines do by decoding the whole.
 CONTEXT_TOKENS = 4
 WINDOW_TOKENS = 16  # decoded again with each new token, before the window moves on
+LONGEST_CHARACTER = 4  # bytes, and tokens at most
 UNFINISHED = "\ufffd"  # what byte-level tokenizers decode a torn UTF-8 character to
 
 _pieces: WeakKeyDictionary[Tokenizer, dict[int, str]] = WeakKeyDictionary()  # tokens' own texts, by tokenizer
@@ -27,8 +28,7 @@ class CompletionText:
         self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop_strings: Sequence[str] = (), stream: bool = False
     ) -> None:
         self._tokenizer = tokenizer
-        self._context = list(prompt_ids[-CONTEXT_TOKENS:])
-        self._context_text = tokenizer.decode(self._context)
+        self._context, self._context_text = _whole_end(tokenizer, list(prompt_ids))
         self._stops = tuple(stop_strings)
         self._holdback = max(map(len, self._stops), default=1) - 1
         self._stream = stream
@@ -81,8 +81,8 @@ class CompletionText:
         self._decoded += now[len(self._known) :]
         self._known = now
         if len(window) > WINDOW_TOKENS:
-            self._start += len(window) - CONTEXT_TOKENS
-            self._known = self._tokenizer.decode(window[-CONTEXT_TOKENS:])
+            end, self._known = _whole_end(self._tokenizer, window)
+            self._start += len(window) - len(end)
 
     def _may_stop(self, token_ids: Sequence[int]) -> bool:
         """Whether a stop string may end in these tokens."""
@@ -105,6 +105,20 @@ class CompletionText:
         delta = self._decoded[self._sent : max(self._sent, until)]
         self._sent += len(delta)
         return delta
+
+
+def _whole_end(tokenizer: Tokenizer, token_ids: list[int]) -> tuple[list[int], str]:
+    """The last few tokens and their text, more of them where the first would be amid a character.
+
+    Tokenizers that fall back to bytes (Llama's, Gemma's) lose a whole run of them to one that is torn.
+    """
+    end, text = [], ""
+    for count in range(CONTEXT_TOKENS, CONTEXT_TOKENS + LONGEST_CHARACTER):
+        end = token_ids[-count:]
+        text = tokenizer.decode(end)
+        if not text.startswith(UNFINISHED):
+            break
+    return end, text
 
 
 def _visible_ends(stops: Sequence[str]) -> frozenset[str] | None:

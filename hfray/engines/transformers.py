@@ -195,6 +195,7 @@ class TransformersEngine(Engine):
         return free >= max(1, self.capacity // REFILL_SHARE) or (free > 0 and free >= len(self._waiting))
 
     def _prefill(self) -> list[StepOutput]:
+        self._thin_out()
         rows = self._take_waiting()
         ids = [row.ids for row in rows]
         length = max(map(len, ids))
@@ -203,13 +204,12 @@ class TransformersEngine(Engine):
         for i, row_ids in enumerate(ids):
             padded[i, length - len(row_ids) :] = torch.tensor(row_ids)
             mask[i, length - len(row_ids) :] = 1
-        batch = BatchCache(mask.to(self.model.device))
         try:
+            batch = BatchCache(mask.to(self.model.device))
             logits = self._forward(padded, batch)
         except BaseException:
             self._waiting[:0] = rows  # nothing is lost when it was only memory that ran out
             raise
-        self._thin_out()
         if self._batch is None:
             self._batch, self._rows = batch, list(rows)
         else:
