@@ -210,16 +210,15 @@ def export(
         code = process.wait()
     finally:
         process.kill()  # nothing, once it has ended; an interrupted export must not go on alone
+    last = " ".join(list(lines)[-LAST_WORDS:])
     if code:
         hint = " Install it with `pip install hfray[export]`." if any("No module named" in x for x in lines) else ""
-        last = " ".join(list(lines)[-LAST_WORDS:])
         raise SettingsError(f"model.source={source} cannot be exported to OpenVINO: {last}{hint}")
     missing = [name for name in TOKENIZER_FILES if not (target / name).exists()]
     if missing and task == "text-generation":  # optimum-intel says so, and goes on
-        last = " ".join(line for line in lines if "okenizer" in line)[-500:]
         raise SettingsError(
             f"model.source={source} cannot be exported to OpenVINO: its tokenizer cannot be converted ({missing[0]} was "
-            f"not made). {last} Use backend=transformers."
+            f"not made). Use backend=transformers. Last said: {last}"
         )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import tokenizers
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
 from hfray.composition import compose
 from hfray.config import SettingsError, build
@@ -14,6 +17,17 @@ from hfray.langchain import HuggingFacePipeline
 from tests.conftest import QUESTIONS, run_job
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
+
+
+def test_a_tokenizer_that_cannot_be_converted_is_named_and_nothing_kept(tiny_gpt2, tmp_path):
+    source, target = tmp_path / "odd", tmp_path / "ir"
+    shutil.copytree(tiny_gpt2, source)
+    odd = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    odd.pre_tokenizer = tokenizers.pre_tokenizers.UnicodeScripts()
+    PreTrainedTokenizerFast(tokenizer_object=odd, unk_token="<unk>", eos_token="<unk>").save_pretrained(source)
+    with pytest.raises(SettingsError, match=r"its tokenizer cannot be converted.*Use backend=transformers"):
+        run_export(settings_for(source, target), Console(quiet=True))
+    assert not target.exists()
 
 
 def settings_for(source, target, *overrides):
