@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 from hfray.config import BatchSettings, SettingsError
 from hfray.outputs import OutputFolder
 
-# Of ov_config and vLLM's options, what changes the text; the rest (threads, streams, cache folders) only the speed.
-TEXT_PROPERTIES = ("PRECISION", "QUANTIZATION", "ACTIVATIONS_SCALE")
-TEXT_OPTIONS = ("quantization", "dtype", "overrides", "rope", "lora", "max_model_len")
+# Of what goes through to a library, what changes the text; the rest (threads, streams, cache folders) only the speed.
+TEXT_WORDS = {
+    "ov_config": ("PRECISION", "QUANTIZATION", "ACTIVATIONS_SCALE"),
+    "options": ("quantization", "dtype", "overrides", "rope", "lora", "max_model_len"),
+}
 HASH = np.dtype([("high", ">u8"), ("low", ">u8")])
 
 
@@ -57,13 +59,9 @@ def _engine(settings: BatchSettings) -> dict[str, Any]:
     if backend.name == "openvino":
         flat["backend.weight_format"] = backend.weight_format
         flat["backend.group_size"] = backend.group_size
-        for key, value in backend.ov_config.items():
-            if any(word in key for word in TEXT_PROPERTIES):
-                flat[f"backend.ov_config.{key}"] = value
-    if backend.name == "vllm":
-        for key, value in backend.options.items():
-            if any(word in key for word in TEXT_OPTIONS):
-                flat[f"backend.options.{key}"] = value
+    for table, words in TEXT_WORDS.items():
+        given = getattr(backend, table, {}).items()
+        flat |= {f"backend.{table}.{key}": value for key, value in given if any(word in key for word in words)}
     return {key: value for key, value in flat.items() if value is not None}
 
 

@@ -291,7 +291,8 @@ def test_a_hung_engine_is_noticed_and_those_who_wait_are_told():
     assert response.json()["error"]["code"] == "engine_died"
 
 
-def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service):
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service, temperature):
     import pyarrow.parquet as pq
 
     records = [
@@ -300,9 +301,10 @@ def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service):
     ]
     source, out = tmp_path / "in.jsonl", tmp_path / "out"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
-    settings = (*FAKE, "generation.temperature=1")  # drawn at random, by the row's id
+    sampling = f"generation.temperature={temperature}"  # 1: drawn at random, by the row's id
     done = run_job(
-        *settings,
+        *FAKE,
+        sampling,
         f"input.path={source}",
         f"output.path={out}",
         "input.id_column=id",
@@ -311,7 +313,7 @@ def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service):
     )
     assert done.returncode == 0, done.stderr
     expected = sorted(pq.read_table(out).to_pylist(), key=lambda row: row["row_id"])
-    online = make("serve.id_column=id", "generation.temperature=1")
+    online = make("serve.id_column=id", sampling)
     for record, row in zip(records, expected, strict=True):
         assert ask(online, "/v1/records", record).json() == row
         parts = events(ask(online, "/v1/records?stream=true", record))

@@ -75,6 +75,7 @@ class Engine(ABC):
         context_length: most tokens of prompt and completion together, or None where the model sets no bound.
         capacity: how many requests run in one step at most; more may be added, and wait.
         ending: set by the caller once no more requests will come: the engine then starts the longest first.
+        num_running: requests that the last step advanced.
         prefix_tokens: prompt tokens that were found in the prefix cache, and not computed again.
         continues_prompt: whether a completion's text goes on where the prompt's ends (not so for a translation).
     """
@@ -83,6 +84,7 @@ class Engine(ABC):
     context_length: int | None
     capacity: int
     ending: bool = False
+    num_running: int = 0
     prefix_tokens: int = 0
     continues_prompt: bool = True
 
@@ -101,11 +103,6 @@ class Engine(ABC):
     @abstractmethod
     def cancel(self, request_id: int) -> None:
         """Forget a request, running or waiting; unknown ids are ignored. No output for it follows."""
-
-    @property
-    @abstractmethod
-    def num_running(self) -> int:
-        """Requests that the last step advanced."""
 
     @property
     @abstractmethod

@@ -68,7 +68,6 @@ class FakeEngine(Engine):
         }
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, bytes, int]] = {}
-        self._num_running = 0
         self._log = open(answer_log, "ab", buffering=0) if answer_log else None  # noqa: SIM115  as long as the engine
 
     def add(self, request: Request) -> None:
@@ -80,16 +79,12 @@ class FakeEngine(Engine):
         while self._waiting and len(self._running) < self.capacity:
             request = self._waiting.popleft()
             self._running[request.id] = (request, self._write(request), 0)
-        self._num_running = len(self._running)
+        self.num_running = len(self._running)
         return [self._advance(*entry) for entry in list(self._running.values())]
 
     def cancel(self, request_id: int) -> None:
         if self._running.pop(request_id, None) is None:
             self._waiting = deque(request for request in self._waiting if request.id != request_id)
-
-    @property
-    def num_running(self) -> int:
-        return self._num_running
 
     @property
     def num_unfinished(self) -> int:

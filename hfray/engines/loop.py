@@ -206,8 +206,7 @@ class EngineLoop:
         if not self.engine.num_unfinished:
             self.stats.running = self.stats.waiting = 0
             self._inbox.get()()
-        while not self._inbox.empty():
-            self._inbox.get()()
+        self._drain()
 
     def _step(self) -> None:
         self._step_started = started = time.monotonic()

@@ -111,7 +111,6 @@ class OpenVINOEngine(Engine):
         self._running: dict[int, _Running] = {}
         self._waiting = WaitingRequests()
         self._prefixes = PrefixIndex(self._kv_cache_tokens(folder)) if prefix_caching else None
-        self._num_running = 0
 
     def add(self, request: Request) -> None:
         if (request.params.num_beams or 1) > 1:
@@ -127,7 +126,7 @@ class OpenVINOEngine(Engine):
     def step(self) -> list[StepOutput]:
         self._start()
         self._pipeline.step()
-        self._num_running = self._pipeline.get_metrics().scheduled_requests
+        self.num_running = self._pipeline.get_metrics().scheduled_requests
         outputs = []
         for request_id, running in list(self._running.items()):
             output = self._read(request_id, running.handle)
@@ -145,10 +144,6 @@ class OpenVINOEngine(Engine):
         running = self._running.pop(request_id, None)
         if running is not None:
             running.handle.cancel()
-
-    @property
-    def num_running(self) -> int:
-        return self._num_running
 
     @property
     def num_unfinished(self) -> int:

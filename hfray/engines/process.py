@@ -43,7 +43,6 @@ class ProcessEngine(Engine):
         self._unfinished: set[int] = set()
         self._adds: list[Request] = []
         self._cancels: list[int] = []
-        self._num_running = 0
         self.capacity, self.context_length = self._ask((settings, folder, threads))
 
     def add(self, request: Request) -> None:
@@ -52,7 +51,7 @@ class ProcessEngine(Engine):
 
     def step(self) -> list[StepOutput]:
         message, self._adds, self._cancels = (self._adds, self._cancels), [], []
-        outputs, self._num_running = self._ask(message)
+        outputs, self.num_running = self._ask(message)
         for output in outputs:
             if output.finish_reason is not None or output.error is not None:
                 self._unfinished.discard(output.request_id)
@@ -62,10 +61,6 @@ class ProcessEngine(Engine):
         if request_id in self._unfinished:
             self._unfinished.discard(request_id)
             self._cancels.append(request_id)
-
-    @property
-    def num_running(self) -> int:
-        return self._num_running
 
     @property
     def num_unfinished(self) -> int:

@@ -79,7 +79,6 @@ class Seq2SeqEngine(Engine):
         self._batch_tokens = batch_tokens
         self._end_ids = end_ids(model, self.tokenizer)
         self._waiting: list[Request] = []
-        self._num_running = 0
 
     @classmethod
     def from_folder(
@@ -156,7 +155,7 @@ class Seq2SeqEngine(Engine):
 
     def step(self) -> list[StepOutput]:
         requests = self._take()
-        self._num_running = len(requests)
+        self.num_running = len(requests)
         if not requests:
             return []
         try:
@@ -168,10 +167,6 @@ class Seq2SeqEngine(Engine):
 
     def cancel(self, request_id: int) -> None:
         self._waiting = [request for request in self._waiting if request.id != request_id]
-
-    @property
-    def num_running(self) -> int:
-        return self._num_running
 
     @property
     def num_unfinished(self) -> int:

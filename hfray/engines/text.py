@@ -28,17 +28,15 @@ class CompletionText:
         self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop_strings: Sequence[str] = (), stream: bool = False
     ) -> None:
         self._tokenizer = tokenizer
-        self._context, self._context_text = _whole_end(tokenizer, list(prompt_ids))
+        self._context, self._context_text = _whole_end(tokenizer, prompt_ids)
         self._stops = tuple(stop_strings)
         self._holdback = max(map(len, self._stops), default=1) - 1
         self._stream = stream
         self._last_characters = _visible_ends(self._stops)
         self._decoded = ""  # all whole characters so far
         self._torn = False  # tokens were decoded that are not in it: they end within a character
-        self._start, self._known = (
-            0,
-            self._context_text,
-        )  # decode window: what of it, from this token on, is in _decoded
+        self._start = 0  # of the decode window: a token of the context and the completion
+        self._known = self._context_text  # what the window has decoded to so far
         self._sent = 0
         self.token_ids: list[int] = []
         self.stopped = False
@@ -86,10 +84,12 @@ class CompletionText:
 
     def _may_stop(self, token_ids: Sequence[int]) -> bool:
         """Whether a stop string may end in these tokens."""
+        if not self._stops:
+            return False
         if self._last_characters is None:
             return True
         known = _pieces.setdefault(self._tokenizer, {})
-        for token in token_ids if self._stops else ():
+        for token in token_ids:
             if token not in known:
                 known[token] = self._tokenizer.decode([token])
             if not self._last_characters.isdisjoint(known[token]):
@@ -107,14 +107,14 @@ class CompletionText:
         return delta
 
 
-def _whole_end(tokenizer: Tokenizer, token_ids: list[int]) -> tuple[list[int], str]:
+def _whole_end(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[list[int], str]:
     """The last few tokens and their text, more of them where the first would be amid a character.
 
     Tokenizers that fall back to bytes (Llama's, Gemma's) lose a whole run of them to one that is torn.
     """
     end, text = [], ""
     for count in range(CONTEXT_TOKENS, CONTEXT_TOKENS + LONGEST_CHARACTER):
-        end = token_ids[-count:]
+        end = list(token_ids[-count:])
         text = tokenizer.decode(end)
         if not text.startswith(UNFINISHED):
             break

@@ -147,7 +147,6 @@ class TransformersEngine(Engine):
         self._rows: list[Row | None] = []  # None: finished, still in the batch until it is thinned out
         self._batch: BatchCache | None = None
         self._expected = ExpectedLength()
-        self._num_running = 0
 
     @classmethod
     def from_folder(cls, folder: Path, *, trust_remote_code: bool = False, **options: Any) -> TransformersEngine:
@@ -176,10 +175,6 @@ class TransformersEngine(Engine):
         for i, row in enumerate(self._rows):
             if row is not None and row.request.id == request_id:
                 self._rows[i] = None
-
-    @property
-    def num_running(self) -> int:
-        return self._num_running
 
     @property
     def num_unfinished(self) -> int:
@@ -215,14 +210,14 @@ class TransformersEngine(Engine):
         else:
             self._rows.extend(rows)
             self._batch.merge(batch)
-        self._num_running = len(rows)
+        self.num_running = len(rows)
         return self._accept(rows, logits)
 
     def _decode(self) -> list[StepOutput]:
         if len(self._rows) - self._alive() > len(self._rows) // REFILL_SHARE:
             self._thin_out()
         alive = [i for i, row in enumerate(self._rows) if row is not None]
-        self._num_running = len(alive)
+        self.num_running = len(alive)
         if not alive:
             self._batch, self._rows = None, []
             return []
@@ -303,7 +298,7 @@ class TransformersEngine(Engine):
             return [StepOutput(row.request.id, error=f"out of memory with this row alone: {error}")]
         self.capacity = max(1, self.capacity // 2)
         self._waiting.extend(rows)
-        self._batch, self._rows, self._num_running = None, [], 0
+        self._batch, self._rows, self.num_running = None, [], 0
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -61,7 +61,6 @@ class VLLMEngine(Engine):
         self._end_ids = end_token_ids(folder) or {self.tokenizer.hf.eos_token_id} - {None}
         self._waiting = WaitingRequests()
         self._running: dict[int, _Running] = {}
-        self._num_running = 0
 
     def add(self, request: Request) -> None:
         if request.params.no_repeat_ngram_size:
@@ -78,7 +77,7 @@ class VLLMEngine(Engine):
             except (VLLMClientError, ValueError) as error:
                 refused.append(StepOutput(request.id, error=f"vLLM refuses it: {error}"))
         outputs = [self._read(output) for output in self._vllm.step()] if self._running else []
-        self._num_running = len(outputs)
+        self.num_running = len(outputs)
         return refused + outputs
 
     def cancel(self, request_id: int) -> None:
@@ -86,10 +85,6 @@ class VLLMEngine(Engine):
         running = self._running.pop(request_id, None)
         if running is not None:
             self._vllm.abort_request([running.key], internal=True)
-
-    @property
-    def num_running(self) -> int:
-        return self._num_running
 
     @property
     def num_unfinished(self) -> int:
