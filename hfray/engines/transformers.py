@@ -18,13 +18,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hfray.engines.attention import use_grouped_attention
 from hfray.engines.base import Engine, Request, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
 from hfray.engines.kvcache import BatchCache
 from hfray.engines.lengths import ExpectedLength
+from hfray.engines.packed import pack_linears
 from hfray.engines.sampling import Row, Sampler
 from hfray.modelfolder import context_length, has_tokenizer, read_config, weight_bytes
 
+LARGE_PREFILL = 512  # tokens; one as large as this leaves rows that would add much padding to the next
+PADDING_SHARE = 8  # an eighth of a large prefill's tokens may be padding
 REFILL_SHARE = 8  # new rows join, and finished ones are dropped, once an eighth of the batch is free
 KV_SHARE = 0.7  # of the device memory that the weights leave free
 WEIGHTS_SHARE = 0.9  # of a GPU's free memory that weights may take at most: rows need some too
@@ -154,6 +158,10 @@ class TransformersEngine(Engine):
         tokenizer = load_tokenizer(folder, trust_remote_code)
         mine = {name: options.pop(name) for name in ("capacity", "batch_tokens") if name in options}
         model = load_model(folder, trust_remote_code=trust_remote_code, **options)
+        if options.get("attention") is None:
+            use_grouped_attention(model)
+        if options.get("device_map") is None:
+            pack_linears(model, mine.get("capacity") or CPU_CAPACITY)
         return cls(model, tokenizer, context=context_length(folder), **mine)
 
     def add(self, request: Request) -> None:
@@ -269,10 +277,14 @@ class TransformersEngine(Engine):
             self._waiting.sort(key=lambda row: self._expected.of(row.request) - len(row.tokens), reverse=True)
         else:
             self._waiting.sort(key=lambda row: len(row.ids), reverse=True)
-        count = longest = 0
+        count = longest = tokens = 0
         for row in self._waiting[: self.capacity - self._alive()]:
-            longest = max(longest, len(row.ids))
-            if count and longest * (count + 1) > self._batch_tokens:
+            longest, read = max(longest, len(row.ids)), tokens
+            tokens += len(row.ids)
+            padded = longest * (count + 1)
+            if count and padded > self._batch_tokens:
+                break
+            if read >= LARGE_PREFILL and padded - tokens > padded // PADDING_SHARE:
                 break
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]

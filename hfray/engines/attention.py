@@ -1,0 +1,57 @@
+"""Attention of one new token per row that reads key-value heads once, however many query heads share them.
+
+transformers' own `sdpa` copies every key-value head for each query head of its group whenever there is a padding
+mask, which a batch of rows of different lengths always has: at each token, the whole KV cache several times over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "hfray_grouped_sdpa"
+
+
+def grouped_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What `sdpa_attention_forward` computes, in its shapes.
+
+    Args:
+        query: [rows, query heads, positions, width].
+        key: [rows, key-value heads, all positions, width]; `value` likewise.
+        attention_mask: [rows, 1, positions, all positions], or None.
+
+    Returns:
+        [rows, positions, query heads, width], and None for the weights.
+    """
+    rows, heads, positions, width = query.shape
+    if positions > 1 or heads == key.shape[1]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    # The query heads of a key-value head stand as its positions: they all look at the same keys, under one mask.
+    query = query.reshape(rows, key.shape[1], -1, width)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )
+    return attended.reshape(rows, 1, heads, width), None
+
+
+AttentionInterface.register(NAME, grouped_sdpa)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_grouped_attention(model: Any) -> None:
+    """Let a model that attends by `sdpa`, in transformers' pluggable form, attend by `grouped_sdpa`."""
+    if model.config._attn_implementation == "sdpa" and model.is_backend_compatible():
+        model.set_attn_implementation(NAME)
