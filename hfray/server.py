@@ -110,10 +110,13 @@ def application(settings: ServeSettings) -> Application:
         max_constructor_retry_count=CONSTRUCTOR_TRIES,
         logging_config=logs,
     )
-    board = serve.deployment(MetricsBoard, name="Metrics").options(
-        ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=1, logging_config=logs
-    )
-    return replica.bind(settings, pool.threads, digests, board.bind())
+    board = None
+    if high > 1:
+        metrics = serve.deployment(MetricsBoard, name="Metrics").options(
+            ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=1, logging_config=logs
+        )
+        board = metrics.bind()
+    return replica.bind(settings, pool.threads, digests, board)
 
 
 def run_service(settings: ServeSettings) -> None:
