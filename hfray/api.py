@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from hfray import protocol
 from hfray.engines.base import EngineDiedError, GenerationParams, RequestError
-from hfray.engines.loop import Prompt
+from hfray.engines.completion import Prompt
 from hfray.guard import TICKET, ApiError, Guard, error_response
 from hfray.recordrow import RecordRow
 from hfray.service import Service

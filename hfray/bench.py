@@ -249,8 +249,9 @@ def _cpu() -> str:
 
 def engine_alone(settings: BatchSettings, texts: list[str], model: dict[str, str]) -> Run:
     """Our engine and its loop, without Ray."""
+    from hfray.engines.completion import Prompt
     from hfray.engines.load import load_engine
-    from hfray.engines.loop import EngineLoop, Prompt
+    from hfray.engines.loop import EngineLoop
 
     started = time.monotonic()
     folder = Path(model["ir"] if settings.backend.name == "openvino" else model["hf"])

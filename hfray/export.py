@@ -129,8 +129,9 @@ def run_export(settings: ExportSettings, console: Console) -> ExportReport:
 
 def try_folder(folder: Path, settings: EngineSettings) -> str:
     """Load an IR folder as a job would, and have it write; returns its text. Raises RuntimeError."""
+    from hfray.engines.completion import Prompt
     from hfray.engines.load import load_engine
-    from hfray.engines.loop import EngineLoop, Prompt
+    from hfray.engines.loop import EngineLoop
     from hfray.engines.params import GenerationParams
 
     try:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfray.engines.base import Engine, EngineDiedError, GenerationParams, RequestError
+from hfray.engines.completion import Completion, Prompt
 from hfray.engines.load import SEQ2SEQ, load_engine
-from hfray.engines.loop import Completion, EngineLoop, Prompt
+from hfray.engines.loop import EngineLoop
 from hfray.localsettings import (
     FORMAT,
     TASKS,
@@ -89,7 +90,8 @@ class LocalPipeline:
     @classmethod
     def around(cls, pipe: Any, given: Mapping[str, Any]) -> LocalPipeline:
         """Drive the model of a transformers pipeline, with the pipeline's settings. Raises ValueError."""
-        from hfray.engines.transformers import TransformersEngine, TransformersTokenizer
+        from hfray.engines.checkpoint import TransformersTokenizer
+        from hfray.engines.transformers import TransformersEngine
 
         if pipe.task not in TASKS:
             raise ValueError(f"Got invalid task {pipe.task}, currently only {TASKS} are supported")

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from hfray.config import BatchSettings, SettingsError
 from hfray.contents import Lengths
-from hfray.engines.loop import Completion, EngineDiedError, Prompt
+from hfray.engines.completion import Completion, Prompt
+from hfray.engines.loop import EngineDiedError
 from hfray.engines.params import RequestError
 from hfray.inputs import Table
 from hfray.outputs import OutputFolder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfray.engines.loop import Prompt
+from hfray.engines.completion import Prompt
 from hfray.engines.params import RequestError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hfray.engines.base import GenerationParams, Tokenizer
-from hfray.engines.loop import Completion
+from hfray.engines.completion import Completion
 from hfray.session import Token
 
 # Of no effect on the answer here.

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from hfray import jsontypes, records
-from hfray.engines.loop import Completion
+from hfray.engines.completion import Completion
 
 NAME = "record"  # the row_id where there is no id column: a record alone has no position
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfray.engines.base import GenerationParams, RequestError, StepOutput
-from hfray.engines.loop import Completion, EngineDiedError, EngineLoop, Prompt
+from hfray.engines.completion import Completion, Prompt
+from hfray.engines.loop import EngineDiedError, EngineLoop
 
 Token = tuple[int, float, list[tuple[int, float]]]  # id, log-probability, the likeliest tokens' ids and theirs
 

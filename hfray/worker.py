@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from hfray import records
-from hfray.engines.loop import Completion, EngineDiedError, EngineLoop, Prompt
+from hfray.engines.completion import Completion, Prompt
+from hfray.engines.loop import EngineDiedError, EngineLoop
 from hfray.engines.params import RequestError
 from hfray.gate import Gate
 from hfray.monitor import FATAL_DEATHS, GROUP_SIZES

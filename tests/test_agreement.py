@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hfray.engines.completion import Prompt
 from hfray.engines.load import load_engine
-from hfray.engines.loop import EngineLoop, Prompt
+from hfray.engines.loop import EngineLoop
 from hfray.engines.params import GenerationParams
 from tests.conftest import QUESTIONS, batch_settings
 

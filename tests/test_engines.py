@@ -14,11 +14,12 @@ import torch
 
 from hfray.engines.base import EngineDiedError
 from hfray.engines.base import Request as GenRequest
+from hfray.engines.checkpoint import check_fits
+from hfray.engines.completion import Prompt
 from hfray.engines.lengths import ExpectedLength
-from hfray.engines.loop import EngineLoop, Prompt
+from hfray.engines.loop import EngineLoop
 from hfray.engines.params import GenerationParams, RequestError
 from hfray.engines.prefixes import PrefixIndex
-from hfray.engines.transformers import check_fits
 from hfray.modelfolder import weight_bytes
 from tests.conftest import QUESTIONS
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hfray.engines.base import Request
-from hfray.engines.loop import EngineLoop, Prompt
+from hfray.engines.completion import Prompt
+from hfray.engines.loop import EngineLoop
 from hfray.engines.params import GenerationParams
 from hfray.engines.seq2seq import Seq2SeqEngine
 from tests.conftest import QUESTIONS, run_job

@@ -12,8 +12,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
+from hfray.engines.completion import Prompt
 from hfray.engines.load import load_engine
-from hfray.engines.loop import EngineLoop, Prompt
+from hfray.engines.loop import EngineLoop
 from hfray.engines.params import GenerationParams
 from tests.serving import serving
 

@@ -118,7 +118,7 @@ def _vllm(settings: EngineSettings, folder: Path, threads: int | None) -> Engine
         ) from error
     import torch
 
-    from hfray.engines.transformers import dtype_for
+    from hfray.engines.checkpoint import dtype_for
 
     arguments = {
         "dtype": dtype_for(settings.model.dtype, on_cpu=on_cpu),

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hfray.engines.loop import Completion, Prompt
+    from hfray.engines.completion import Completion, Prompt
     from hfray.engines.params import GenerationParams
 
 RECENT_CHARACTERS = 64 << 20  # of texts kept

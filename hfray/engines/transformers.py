@@ -9,113 +9,26 @@ from __future__ import annotations
 
 import gc
 import inspect
-import math
-import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfray.engines.attention import use_grouped_attention
 from hfray.engines.base import Engine, Request, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
+from hfray.engines.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.kvcache import BatchCache
 from hfray.engines.lengths import ExpectedLength
 from hfray.engines.packed import pack_linears
 from hfray.engines.sampling import Row, Sampler
-from hfray.modelfolder import context_length, has_tokenizer, read_config, weight_bytes
+from hfray.modelfolder import context_length
 
 LARGE_PREFILL = 512  # tokens; one as large as this leaves rows that would add much padding to the next
 PADDING_SHARE = 8  # an eighth of a large prefill's tokens may be padding
 REFILL_SHARE = 8  # new rows join, and finished ones are dropped, once an eighth of the batch is free
 KV_SHARE = 0.7  # of the device memory that the weights leave free
-WEIGHTS_SHARE = 0.9  # of a GPU's free memory that weights may take at most: rows need some too
 EXPECTED_LENGTH = 512  # tokens of a typical row, by which the memory is shared out
-
-
-class TransformersTokenizer:
-    """A transformers tokenizer behind a lock: fast tokenizers refuse to be called from two threads at once."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.hf = tokenizer
-        self.bos_id = tokenizer.bos_token_id
-        self._lock = threading.Lock()
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        if not text:
-            return []
-        safe = text.encode("utf-8", "replace").decode()
-        with self._lock:
-            return self.hf.encode(safe, add_special_tokens=add_special_tokens, verbose=False)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        with self._lock:
-            return self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def chat(self, messages: list[dict[str, str]]) -> str:
-        if not self.hf.chat_template:
-            raise ValueError("prompt.chat=true: the model has no chat template. Use prompt.chat=false.")
-        with self._lock:
-            return self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> TransformersTokenizer:
-    """The folder's tokenizer, as transformers loads it. Raises ValueError where there is none."""
-    if not has_tokenizer(folder):
-        raise ValueError(
-            f"model.source={folder}: the folder has no tokenizer (no tokenizer.json or the like). "
-            "Save the model's tokenizer into it with `tokenizer.save_pretrained(folder)`."
-        )
-    return TransformersTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
-
-
-def load_model(
-    folder: Path,
-    auto_class: Any = AutoModelForCausalLM,
-    *,
-    device: str = "cpu",
-    device_map: Any = None,
-    dtype: str = "auto",
-    attention: str | None = None,
-    trust_remote_code: bool = False,
-    model_kwargs: Mapping[str, Any] | None = None,
-) -> Any:
-    """The folder's model on its device."""
-    dtype = dtype_for(dtype, on_cpu=device == "cpu" and device_map in (None, "cpu"))
-    quantized = "quantization_config" in {**read_config(folder), **(model_kwargs or {})}
-    if device_map is None and device != "cpu" and not quantized:
-        check_fits(
-            weight_bytes(folder, dtype), torch.cuda.mem_get_info(device)[0], f"model.source={folder}: in {dtype}"
-        )
-    options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, **(model_kwargs or {})}
-    if attention:
-        options["attn_implementation"] = attention
-    if device_map is not None:
-        options["device_map"] = device_map
-    model = auto_class.from_pretrained(folder, **options)
-    return model.eval() if device_map is not None else model.eval().to(device)
-
-
-def dtype_for(dtype: str, *, on_cpu: bool) -> str:
-    """The name of a torch dtype. `auto`: fp32 on a CPU; on a GPU bf16 where it has it, else fp16."""
-    if dtype != "auto":
-        return dtype
-    if on_cpu or not torch.cuda.is_available():
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-
-
-def check_fits(weights: int, free: int, what: str) -> None:
-    """Raise ValueError, before anything is loaded, where a model's weights exceed a GPU's free memory (bytes)."""
-    if weights < free * WEIGHTS_SHARE:
-        return
-    gib, gpus = 1 << 30, math.ceil(weights / max(1, free * WEIGHTS_SHARE))
-    raise ValueError(
-        f"{what} its weights take {weights / gib:.1f} GiB, and the GPU has {free / gib:.1f} GiB free. Spread it over "
-        f"several: device=auto workers.gpus={gpus}."
-    )
 
 
 class TransformersEngine(Engine):
@@ -320,13 +233,6 @@ class TransformersEngine(Engine):
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch failed for want of memory; its CPU allocator says so in a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def end_ids(model: Any, tokenizer: TransformersTokenizer) -> set[int]:
-    """The ids that end a sequence: the model's generation config's, else the tokenizer's."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    ids = tokenizer.hf.eos_token_id if ids is None else ids
-    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
 
 
 def default_capacity(model: Any) -> int:
