@@ -60,7 +60,7 @@ class OpenVINOBackend:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TransformersBackend:
-    """transformers and torch; `attention` is `attn_implementation`, None lets transformers choose (sdpa)."""
+    """transformers and torch; `attention` is `attn_implementation`; None: sdpa, reading shared key-value heads once."""
 
     name: Literal["transformers"]
     attention: str | None = None

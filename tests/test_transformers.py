@@ -47,17 +47,18 @@ def test_packed_layers_compute_what_they_were(dtype, tolerance):
 
 
 @pytest.mark.parametrize("key_value_heads", [1, 2, 6])
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("mask_heads", [None, 1, 6])
 @pytest.mark.parametrize("positions", [1, 4])
-def test_grouped_attention_is_that_of_transformers(key_value_heads, masked, positions):
+def test_grouped_attention_is_that_of_transformers(key_value_heads, mask_heads, positions):
     torch.manual_seed(0)
     module = torch.nn.Module()
     module.num_key_value_groups = 6 // key_value_heads
     query = torch.randn((3, 6, positions, 16))
     key, value = torch.randn((2, 3, key_value_heads, 9, 16))
     mask = None
-    if masked:
-        mask = torch.ones((3, 1, positions, 9), dtype=torch.bool)
+    if mask_heads:
+        mask = torch.ones((3, mask_heads, positions, 9), dtype=torch.bool)
+        mask[0, -1, :, 6:] = False
         mask[1, ..., :4] = False
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     found, _ = grouped_sdpa(module, query, key, value, mask, scaling=0.3)

@@ -31,13 +31,14 @@ def grouped_sdpa(
     Args:
         query: [rows, query heads, positions, width].
         key: [rows, key-value heads, all positions, width]; `value` likewise.
-        attention_mask: [rows, 1, positions, all positions], or None.
+        attention_mask: [rows, 1 or query heads, positions, all positions], or None.
 
     Returns:
         [rows, positions, query heads, width], and None for the weights.
     """
     rows, heads, positions, width = query.shape
-    if positions > 1 or heads == key.shape[1]:
+    per_head = attention_mask is not None and attention_mask.shape[1] > 1  # ALiBi's biases, say
+    if positions > 1 or heads == key.shape[1] or per_head:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     # The query heads of a key-value head stand as its positions: they all look at the same keys, under one mask.
     query = query.reshape(rows, key.shape[1], -1, width)
