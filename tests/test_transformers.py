@@ -39,9 +39,10 @@ def test_packed_layers_compute_what_they_were(dtype, tolerance):
     layers = Layers(dtype)
     batches = [torch.randn(shape, dtype=dtype) for shape in [(1, 48), (5, 48), (3, 7, 48)]]
     batches.append(torch.randn((3, 7, 48), dtype=dtype)[:, -1:])  # a view, as the last positions are
-    before = [layers(batch) for batch in batches]
+    before, weight = [layers(batch) for batch in batches], layers.linear.weight
     pack_linears(layers, rows=4)
     assert {type(layers.linear), type(layers.conv)} == {PackedLinear}
+    assert torch.equal(layers.linear.weight, weight)
     for batch, expected in zip(batches, before, strict=True):
         torch.testing.assert_close(layers(batch), expected, atol=tolerance, rtol=tolerance)
 

@@ -26,6 +26,11 @@ class PackedLinear(torch.nn.Module):
         self.bias = bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """A plain copy [outputs, inputs], for the rare model that looks at a layer's weights in its forward."""
+        return self._packed.to_dense()
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., inputs] to [..., outputs]."""
         return torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
