@@ -47,6 +47,15 @@ def test_packed_layers_compute_what_they_were(dtype, tolerance):
         torch.testing.assert_close(layers(batch), expected, atol=tolerance, rtol=tolerance)
 
 
+@needs_packing
+def test_layers_that_a_quantizer_or_a_hook_changed_are_left_alone():
+    layers = Layers(torch.float32)
+    layers.conv.register_forward_hook(lambda layer, inputs, output: output * 2)
+    layers.linear.forward = lambda inputs: inputs.new_zeros((*inputs.shape[:-1], 80))
+    pack_linears(layers, rows=4)
+    assert [type(layers.linear), type(layers.conv)] == [torch.nn.Linear, Conv1D]
+
+
 @pytest.mark.parametrize("key_value_heads", [1, 2, 6])
 @pytest.mark.parametrize("mask_heads", [None, 1, 6])
 @pytest.mark.parametrize("positions", [1, 4])
@@ -55,7 +64,7 @@ def test_grouped_attention_is_that_of_transformers(key_value_heads, mask_heads, 
     module = torch.nn.Module()
     module.num_key_value_groups = 6 // key_value_heads
     query = torch.randn((3, 6, positions, 16))
-    key, value = torch.randn((2, 3, key_value_heads, 9, 16))
+    key, value = torch.randn((3, key_value_heads, 9, 16)), torch.randn((3, key_value_heads, 9, 24))
     mask = None
     if mask_heads:
         mask = torch.ones((3, mask_heads, positions, 9), dtype=torch.bool)
@@ -84,10 +93,12 @@ def test_attention_is_grouped_where_it_can_be_and_nothing_else_is_asked_for(tiny
     assert attention(tiny_bloom) != NAME  # its attention is its own
 
 
-def test_short_prompts_are_not_padded_to_the_longest(tiny_llama):
+@pytest.mark.parametrize("ending", [False, True])
+def test_short_prompts_are_not_padded_to_the_longest(tiny_llama, ending):
     engine = TransformersEngine.from_folder(tiny_llama, capacity=64)
-    lengths = [100] * 8 + [5] * 40
-    assert sum(lengths[:8]) > LARGE_PREFILL
+    engine.ending = ending
+    lengths = ([100] + [5] * 5) * 8
+    assert LARGE_PREFILL < 100 * 8
     params = GenerationParams(max_new_tokens=2, temperature=0, ignore_eos=True)
     for i, length in enumerate(lengths):
         engine.add(Request(id=i, prompt_ids=[1 + i] * length, max_new_tokens=2, params=params))

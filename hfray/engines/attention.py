@@ -38,14 +38,15 @@ def grouped_sdpa(
     """
     rows, heads, positions, width = query.shape
     per_head = attention_mask is not None and attention_mask.shape[1] > 1  # ALiBi's biases, say
-    if positions > 1 or heads == key.shape[1] or per_head:
+    unknown = any(kwargs.get(name) is not None for name in ("position_bias", "cache"))  # of transformers 5.19
+    if positions > 1 or heads == key.shape[1] or per_head or unknown:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     # The query heads of a key-value head stand as its positions: they all look at the same keys, under one mask.
     query = query.reshape(rows, key.shape[1], -1, width)
     attended = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
     )
-    return attended.reshape(rows, 1, heads, width), None
+    return attended.reshape(rows, 1, heads, -1), None
 
 
 AttentionInterface.register(NAME, grouped_sdpa)
@@ -53,6 +54,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_grouped_attention(model: Any) -> None:
-    """Let a model that attends by `sdpa`, in transformers' pluggable form, attend by `grouped_sdpa`."""
-    if model.config._attn_implementation == "sdpa" and model.is_backend_compatible():
-        model.set_attn_implementation(NAME)
+    """Let a model, and those of its parts, that attend by `sdpa` in transformers' pluggable form use `grouped_sdpa`."""
+    config = model.config
+    if config._attn_implementation != "sdpa" or not model.is_backend_compatible():
+        return
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    kinds = {"": NAME} | {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    model.set_attn_implementation({name: NAME if kind == "sdpa" else kind for name, kind in kinds.items()})

@@ -37,17 +37,25 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack_linears(model: Any, rows: int) -> None:
-    """Put packed layers in the place of a CPU model's linear ones, where this torch and CPU can.
+    """Put packed layers in the place of a CPU model's plain linear ones, where this torch and CPU can.
 
-    The weights move: the model cannot be trained or saved after it. Layers of any other class (quantized, say) stay.
+    The weights move: the model cannot be trained or saved after it. A head that is tied to the embeddings gets a copy.
     """
-    if model.device.type != "cpu" or not can_pack(model.dtype):
+    if model.device.type != "cpu" or getattr(model, "hf_quantizer", None) is not None or not can_pack(model.dtype):
         return
-    for parent in list(model.modules()):
+    # The parents alone: a list of the layers too would keep all old weights until the end.
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for name, child in parent.named_children():
-            if type(child) in (torch.nn.Linear, Conv1D) and child.weight.dtype == model.dtype:
+            if _is_plain(child) and child.weight.dtype == model.dtype:
                 weight = child.weight.T if type(child) is Conv1D else child.weight
                 setattr(parent, name, PackedLinear(weight, child.bias, rows))
+
+
+def _is_plain(layer: torch.nn.Module) -> bool:
+    """Whether a layer is linear and nothing else: quantizers and hooks keep the class and change what it does."""
+    if type(layer) not in (torch.nn.Linear, Conv1D) or type(layer.weight) is not torch.nn.Parameter:
+        return False
+    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -186,12 +186,15 @@ class TransformersEngine(Engine):
     def _take_waiting(self) -> list[Row]:
         """The longest waiting prompts of like length that fit the free rows and the token budget; near the end those
         whose completions are expected to be longest."""
+        free = self.capacity - self._alive()
         if self.ending:
             self._waiting.sort(key=lambda row: self._expected.of(row.request) - len(row.tokens), reverse=True)
+            candidates, others = self._waiting[:free], self._waiting[free:]
         else:
-            self._waiting.sort(key=lambda row: len(row.ids), reverse=True)
+            candidates, others = self._waiting, []
+        candidates.sort(key=lambda row: len(row.ids), reverse=True)
         count = longest = tokens = 0
-        for row in self._waiting[: self.capacity - self._alive()]:
+        for row in candidates[:free]:
             longest, read = max(longest, len(row.ids)), tokens
             tokens += len(row.ids)
             padded = longest * (count + 1)
@@ -200,8 +203,8 @@ class TransformersEngine(Engine):
             if read >= LARGE_PREFILL and padded - tokens > padded // PADDING_SHARE:
                 break
             count += 1
-        taken, self._waiting = self._waiting[:count], self._waiting[count:]
-        return taken
+        self._waiting = candidates[count:] + others
+        return candidates[:count]
 
     def _thin_out(self) -> None:
         keep = [i for i, row in enumerate(self._rows) if row is not None]
