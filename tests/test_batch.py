@@ -220,6 +220,7 @@ def test_rows_that_kill_their_worker_become_error_rows(poison, deaths, tmp_path)
     summary = job(path, tmp_path / "out", "backend.die_on=poison", "workers.rows_per_block=16")
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 48
+    assert {row["row_id"] for row in rows if row["error"]} == {f"in.jsonl:{i}" for i in poison}
     assert [row["question"] for row in rows if row["error"]] == ["poison"] * len(poison)
     assert "ended its worker's process" in next(row["error"] for row in rows if row["error"])
     assert summary.engine["workers_replaced"] == deaths

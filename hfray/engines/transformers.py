@@ -73,9 +73,10 @@ class TransformersEngine(Engine):
         model = load_model(folder, trust_remote_code=trust_remote_code, **options)
         if options.get("attention") is None:
             use_grouped_attention(model)
+        engine = cls(model, tokenizer, context=context_length(folder), **mine)
         if options.get("device_map") is None:
-            pack_linears(model, mine.get("capacity") or CPU_CAPACITY)
-        return cls(model, tokenizer, context=context_length(folder), **mine)
+            pack_linears(model, engine.capacity)
+        return engine
 
     def add(self, request: Request) -> None:
         self._waiting.append(Row(request))
@@ -189,22 +190,12 @@ class TransformersEngine(Engine):
         free = self.capacity - self._alive()
         if self.ending:
             self._waiting.sort(key=lambda row: self._expected.of(row.request) - len(row.tokens), reverse=True)
-            candidates, others = self._waiting[:free], self._waiting[free:]
         else:
-            candidates, others = self._waiting, []
-        candidates.sort(key=lambda row: len(row.ids), reverse=True)
-        count = longest = tokens = 0
-        for row in candidates[:free]:
-            longest, read = max(longest, len(row.ids)), tokens
-            tokens += len(row.ids)
-            padded = longest * (count + 1)
-            if count and padded > self._batch_tokens:
-                break
-            if read >= LARGE_PREFILL and padded - tokens > padded // PADDING_SHARE:
-                break
-            count += 1
-        self._waiting = candidates[count:] + others
-        return candidates[:count]
+            self._waiting.sort(key=lambda row: len(row.ids), reverse=True)
+        first = sorted(self._waiting[:free], key=lambda row: len(row.ids), reverse=True)
+        count = prefill_size([len(row.ids) for row in first], self._batch_tokens)
+        self._waiting[:free] = first[count:]
+        return first[:count]
 
     def _thin_out(self) -> None:
         keep = [i for i, row in enumerate(self._rows) if row is not None]
@@ -231,6 +222,20 @@ class TransformersEngine(Engine):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return []
+
+
+def prefill_size(lengths: list[int], batch_tokens: int) -> int:
+    """How many prompts of these lengths, the longest first, to read at once: one at least, no more than `batch_tokens`
+    with their padding, and once there is much to read, none that would mostly add padding."""
+    tokens = 0
+    for count, length in enumerate(lengths):
+        padded = lengths[0] * (count + 1)
+        if count and padded > batch_tokens:
+            return count
+        if tokens >= LARGE_PREFILL and padded - tokens - length > padded // PADDING_SHARE:
+            return count
+        tokens += length
+    return len(lengths)
 
 
 def out_of_memory(error: BaseException) -> bool:
