@@ -40,7 +40,8 @@ class FakeEngine(Engine):
         step_seconds: how long a step takes, whatever runs in it.
         fail_on, die_on, hang_on, freeze_on: regular expressions over the prompt: such a row gets an error, ends the
             process, hangs the step for good, or hangs it with Python's lock held, so that no other thread runs.
-        answer_log: file to which a line is added for every row answered, to count work that is done twice.
+        answer_log: file to which a line is added for every row answered, its process's id: who works, and what is done
+            twice.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class FakeEngine(Engine):
             output.finish_reason = "length" if len(text) >= request.max_new_tokens else "stop"
             del self._running[request.id]
             if self._log:
-                self._log.write(b"answered\n")
+                self._log.write(b"%d\n" % os.getpid())
         else:
             self._running[request.id] = (request, text, until)
         return output
