@@ -75,6 +75,15 @@ def wait_for_rows(folder: Path, job: subprocess.Popen, rows: int) -> None:
         time.sleep(0.2)
 
 
+def wait_for_answers(log: Path, job: subprocess.Popen, rows: int, workers: int) -> None:
+    """Until so many rows are answered, and so many processes have answered some."""
+    deadline = time.monotonic() + 180
+    while len(answered := log.read_bytes().split() if log.exists() else []) < rows or len(set(answered)) < workers:
+        assert job.poll() is None, job.stdout.read()
+        assert time.monotonic() < deadline, f"{len(answered)} rows were answered"
+        time.sleep(0.1)
+
+
 def check_answers(folder: Path, rows: int) -> dict:
     """Each row once; returns the workers by name."""
     ids = ds.dataset(folder, format="parquet").to_table(columns=["row_id"])["row_id"].to_pylist()
@@ -148,13 +157,10 @@ def test_work_spreads_over_all_nodes(cluster, caches, s3_model, s3_environment, 
 
 
 def test_a_lost_node_costs_no_row(cluster, tmp_path):
-    out, rows, log = tmp_path / "out", 500, tmp_path / "answered"
+    out, rows, log = tmp_path / "out", 800, tmp_path / "answered"
     overrides = [*SLOW, *ONE_EACH, "workers.size=3", f"backend.answer_log={log}"]
     job = start_job(cluster, *overrides, f"input.path={table_of(tmp_path, rows)}", f"output.path={out}")
-    wait_for_rows(out, job, 50)
-    while len(set(log.read_bytes().split())) < 3:  # a worker that is still starting has nothing to lose
-        assert job.poll() is None, job.stdout.read()
-        time.sleep(0.1)
+    wait_for_answers(log, job, 50, workers=3)  # one that is still starting, or done, has nothing to lose
     cluster.remove_node(cluster.started.pop(), allow_graceful=False)
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
@@ -198,9 +204,7 @@ def test_pools_are_on_their_nodes_and_a_lost_node_costs_no_row(unlike, tmp_path)
     pools += f"{{name: slow, resources: {{slow: 1}}, size: 2, {engine}, cpus: 2}}]"
     io = [f"input.path={path}", f"output.path={out}", "output.flush_seconds=60"]
     job = start_job(unlike, "conf=fake", f"workers={pools}", *io)
-    while not log.exists() or len(log.read_bytes().splitlines()) < 400:
-        assert job.poll() is None, job.stdout.read()
-        time.sleep(0.1)
+    wait_for_answers(log, job, 400, workers=3)
     unlike.remove_node(unlike.slow.pop(), allow_graceful=False)
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
