@@ -76,6 +76,9 @@ class _EngineCollector(Collector):
         yield CounterMetricFamily("hfray_engine_steps", "Steps of the engine", stats.steps)
         yield CounterMetricFamily("hfray_engine_full_steps", "Steps at 80 % of the capacity or more", stats.full_steps)
         yield CounterMetricFamily("hfray_engine_busy_seconds", "Time in the engine's steps", stats.busy_seconds)
+        yield CounterMetricFamily(
+            "hfray_engine_prefix_tokens", "Prompt tokens that the prefix cache had", stats.prefix_tokens
+        )
 
 
 class MetricsBoard:

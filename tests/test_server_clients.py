@@ -11,6 +11,7 @@ import psutil
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
 from hfray.engines.completion import Prompt
 from hfray.engines.load import load_engine
@@ -57,6 +58,15 @@ def test_completion_is_what_the_engine_gives(client, model, smollm2_settings, sm
     assert answer.usage.prompt_tokens == sum(c.num_prompt_tokens for c in expected)
     assert answer.usage.completion_tokens == sum(c.num_generated_tokens for c in expected)
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_what_the_prefix_cache_saves_is_told(server, client, model):
+    """Also though the engine is in a process of its own."""
+    for end in ("one", "two"):
+        client.completions.create(model=model, prompt="The same long beginning. " * 20 + end, max_tokens=1)
+    text = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert sum(sample.value for sample in families["hfray_engine_prefix_tokens"].samples) > 64
 
 
 def test_chat_and_its_stream(client, model):

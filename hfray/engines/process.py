@@ -51,7 +51,7 @@ class ProcessEngine(Engine):
 
     def step(self) -> list[StepOutput]:
         message, self._adds, self._cancels = (self._adds, self._cancels), [], []
-        outputs, self.num_running = self._ask(message)
+        outputs, self.num_running, self.prefix_tokens = self._ask(message)
         for output in outputs:
             if output.finish_reason is not None or output.error is not None:
                 self._unfinished.discard(output.request_id)
@@ -127,7 +127,7 @@ def _serve(connection: Connection) -> None:
         except Exception as error:
             connection.send(EngineDiedError(f"{type(error).__name__}: {error}"))
             return
-        connection.send((outputs, engine.num_running))
+        connection.send((outputs, engine.num_running, engine.prefix_tokens))
 
 
 if __name__ == "__main__":
