@@ -94,6 +94,8 @@ class FakeBackend:
     hang_on: str | None = None
     freeze_on: str | None = None
     answer_log: str | None = None
+    hold_after: int = Field(default=0, ge=0)
+    hold_until: str | None = None
 
 
 Backend = OpenVINOBackend | TransformersBackend | VLLMBackend | FakeBackend

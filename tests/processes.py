@@ -1,12 +1,19 @@
-"""Processes that a test or a job has started, by what their titles say."""
+"""Processes that a test or a job has started, and jobs that are held in the middle of their work."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+WAIT_SECONDS = 180
 
 
 def named(parent: int, name: str) -> list[psutil.Process]:
@@ -21,20 +28,62 @@ def named(parent: int, name: str) -> list[psutil.Process]:
     return found
 
 
-def kill_one(output: Path, name: str) -> list[int]:
-    """Kill -9, on a thread, one of this process's own with the name, once there is an output file.
+def wait_for_file(folder: Path) -> None:
+    """Until a job has written a file of rows."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not list(folder.glob("*.parquet")):
+        assert time.monotonic() < deadline, f"no file in {folder}"
+        time.sleep(0.05)
 
-    Returns a list that holds its id from then on.
+
+@dataclass(frozen=True)
+class Hold:
+    """A job of `fake` engines, each of which stops once it has answered `rows`, until `release`.
+
+    So what a test does in the middle of the work comes in the middle, however fast or slow the machine is.
     """
-    killed: list[int] = []
 
-    def kill() -> None:
-        while not killed:
-            time.sleep(0.2)
-            workers = named(psutil.Process().pid, name) if list(output.glob("*.parquet")) else []
-            if workers:
-                workers[0].kill()
-                killed.append(workers[0].pid)
+    folder: Path
+    rows: int
 
-    threading.Thread(target=kill, daemon=True).start()
-    return killed
+    @property
+    def backend(self) -> dict[str, str | int]:
+        """Settings of the engines."""
+        log, until = str(self.folder / "answered"), str(self.folder / "released")
+        return {"answer_log": log, "hold_after": self.rows, "hold_until": until}
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"backend.{key}={value}" for key, value in self.backend.items()]
+
+    def answered(self) -> Counter[int]:
+        """Rows answered so far, by process."""
+        log = self.folder / "answered"
+        return Counter(map(int, log.read_bytes().split())) if log.exists() else Counter()
+
+    def wait(self, workers: int, job: subprocess.Popen | None = None) -> list[int]:
+        """Until so many processes are held; returns their ids."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while len(held := [pid for pid, rows in self.answered().items() if rows >= self.rows]) < workers:
+            assert job is None or job.poll() is None, job.stdout.read()
+            assert time.monotonic() < deadline, f"rows answered by process: {self.answered()}"
+            time.sleep(0.05)
+        return held
+
+    def release(self) -> None:
+        (self.folder / "released").touch()
+
+    @contextlib.contextmanager
+    def acting(self, workers: int, act: Callable[[list[int]], None] = lambda pids: None) -> Iterator[None]:
+        """While a job runs in this process: once so many of its workers are held, `act` on their ids, then release."""
+
+        def midway() -> None:
+            try:
+                act(self.wait(workers))
+            finally:
+                self.release()
+
+        thread = threading.Thread(target=midway)
+        thread.start()
+        yield
+        thread.join()

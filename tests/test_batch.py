@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pyarrow.dataset as ds
@@ -19,7 +18,7 @@ from hfray.batch import OK, TOO_MANY_ERRORS, JobError, run_batch
 from hfray.config import SettingsError
 from hfray.records import OUTPUT_COLUMNS
 from tests.conftest import QUESTIONS, batch_settings, run_job
-from tests.processes import kill_one
+from tests.processes import Hold, wait_for_file
 
 QUICK = ["conf=fake", "output.flush_seconds=0.5"]
 
@@ -203,12 +202,16 @@ def test_unusable_output_or_prompt_is_named(questions, tmp_path, setup, override
 
 
 def test_a_killed_worker_costs_nothing(tmp_path):
-    path = write(tmp_path / "in.jsonl", [{"question": f"row {i}"} for i in range(160)])
-    killed = kill_one(tmp_path / "out", "BatchWorker")
-    slow = ["backend.step_seconds=0.4", "backend.batch_size=8", "workers.rows_per_block=8"]
-    summary = job(path, tmp_path / "out", *slow)
-    rows = rows_of(tmp_path / "out")
-    assert killed
+    path, out = write(tmp_path / "in.jsonl", [{"question": f"row {i}"} for i in range(160)]), tmp_path / "out"
+
+    def kill(pids: list[int]) -> None:
+        wait_for_file(out)
+        os.kill(pids[0], signal.SIGKILL)
+
+    hold = Hold(tmp_path, 24)
+    with hold.acting(1, kill):
+        summary = job(path, out, "backend.batch_size=8", "workers.rows_per_block=8", *hold.overrides)
+    rows = rows_of(out)
     assert summary.engine["workers_replaced"] == 1
     assert len({row["row_id"] for row in rows}) == len(rows) == 160
 
@@ -291,12 +294,10 @@ def test_no_gpu_is_exit_2_and_names_presets_that_run(questions, tmp_path):
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, sent):
     path = write(tmp_path / "in.jsonl", [{"question": f"row {i}"} for i in range(400)])
     out = tmp_path / "out"
-    slow = ["backend.step_seconds=0.5", "backend.batch_size=16", "workers.rows_per_block=16"]
-    command = [sys.executable, "-m", "jobs.batch", f"input.path={path}", f"output.path={out}", *QUICK, *slow]
+    held = ["backend.batch_size=16", "workers.rows_per_block=16", *Hold(tmp_path, 32).overrides]
+    command = [sys.executable, "-m", "jobs.batch", f"input.path={path}", f"output.path={out}", *QUICK, *held]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 90
-    while not list(out.glob("*.parquet")) and time.time() < deadline:
-        time.sleep(0.2)
+    wait_for_file(out)
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

@@ -6,20 +6,18 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
 
 from tests.conftest import run_job
+from tests.processes import Hold, wait_for_file
 
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 # One worker on each node: every node has one slot, and every worker takes one.
 ONE_EACH = ["workers.cpus=2", "workers.resources.slot=1"]
-# About 25 rows a second from one worker, written often.
-SLOW = ["conf=fake", "backend.step_seconds=0.05", "backend.tokens_per_step=4", "backend.batch_size=16"]
-SLOW += ["output.flush_seconds=1", "workers.rows_per_block=16"]
+SMALL = ["conf=fake", "backend.batch_size=16", "workers.rows_per_block=16", "output.flush_seconds=1"]
 
 
 @pytest.fixture(scope="module")
@@ -58,30 +56,6 @@ def start_job(cluster, *overrides: object) -> subprocess.Popen:
     return subprocess.Popen(
         command, env=environment(cluster), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )  # fmt: skip
-
-
-def rows_written(folder: Path) -> int:
-    try:
-        return ds.dataset(folder, format="parquet").count_rows()
-    except (FileNotFoundError, OSError):
-        return 0
-
-
-def wait_for_rows(folder: Path, job: subprocess.Popen, rows: int) -> None:
-    deadline = time.monotonic() + 120
-    while rows_written(folder) < rows:
-        assert job.poll() is None, job.stdout.read()
-        assert time.monotonic() < deadline, "no rows were written"
-        time.sleep(0.2)
-
-
-def wait_for_answers(log: Path, job: subprocess.Popen, rows: int, workers: int) -> None:
-    """Until so many rows are answered, and so many processes have answered some."""
-    deadline = time.monotonic() + 180
-    while len(answered := log.read_bytes().split() if log.exists() else []) < rows or len(set(answered)) < workers:
-        assert job.poll() is None, job.stdout.read()
-        assert time.monotonic() < deadline, f"{len(answered)} rows were answered"
-        time.sleep(0.1)
 
 
 def check_answers(folder: Path, rows: int) -> dict:
@@ -157,11 +131,13 @@ def test_work_spreads_over_all_nodes(cluster, caches, s3_model, s3_environment, 
 
 
 def test_a_lost_node_costs_no_row(cluster, tmp_path):
-    out, rows, log = tmp_path / "out", 800, tmp_path / "answered"
-    overrides = [*SLOW, *ONE_EACH, "workers.size=3", f"backend.answer_log={log}"]
+    out, rows, hold = tmp_path / "out", 1000, Hold(tmp_path, 32)
+    overrides = [*SMALL, *ONE_EACH, "workers.size=3", *hold.overrides]
     job = start_job(cluster, *overrides, f"input.path={table_of(tmp_path, rows)}", f"output.path={out}")
-    wait_for_answers(log, job, 50, workers=3)  # one that is still starting, or done, has nothing to lose
+    hold.wait(3, job)
+    wait_for_file(out)
     cluster.remove_node(cluster.started.pop(), allow_graceful=False)
+    hold.release()
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
     workers = check_answers(out, rows)
@@ -169,17 +145,18 @@ def test_a_lost_node_costs_no_row(cluster, tmp_path):
 
 
 def test_a_node_that_comes_is_used(cluster, tmp_path):
-    out, rows = tmp_path / "out", 1200
-    table = table_of(tmp_path, rows)
-    before = len(cluster.started)
-    job = start_job(cluster, *SLOW, *ONE_EACH, f"input.path={table}", f"output.path={out}", "workers.size=[1,3]")
-    wait_for_rows(out, job, 20)
+    out, rows, hold, nodes = tmp_path / "out", 1500, Hold(tmp_path, 32), len(cluster.started)
+    overrides = [*SMALL, *ONE_EACH, f"workers.size=[1,{nodes + 1}]", *hold.overrides]
+    job = start_job(cluster, *overrides, f"input.path={table_of(tmp_path, rows)}", f"output.path={out}")
+    hold.wait(1, job)
     cluster.started.append(cluster.add_node(resources={"slot": 1}, **NODE))
+    hold.wait(nodes + 1, job)
+    hold.release()
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
     workers = check_answers(out, rows)
     busy = {worker["node"] for worker in workers.values() if worker["rows"]}
-    assert len(busy) == before + 1
+    assert len(busy) == nodes + 1
 
 
 @pytest.fixture
@@ -196,16 +173,18 @@ def unlike():
 
 def test_pools_are_on_their_nodes_and_a_lost_node_costs_no_row(unlike, tmp_path):
     """The lost node's answers that were not written yet are answered again, by whoever is left."""
-    out, rows, log = tmp_path / "out", 800, tmp_path / "answered"
+    out, rows, hold = tmp_path / "out", 800, Hold(tmp_path, 128)
     path = tmp_path / "table.jsonl"  # answers too large to travel with the reply: they lie on the node that dies
     path.write_text("".join(json.dumps({"question": f"{i}? " + "long " * 2000}) + "\n" for i in range(rows)))
-    engine = f"backend: {{name: fake, batch_size: 16, step_seconds: 0.2, tokens_per_step: 16, answer_log: {log}}}"
+    backend = {"name": "fake", "batch_size": 16} | hold.backend
+    engine = f"backend: {json.dumps(backend)}".replace('"', "")
     pools = f"[{{name: fast, labels: {{pool: fast}}, {engine}, cpus: 2, rows_per_block: 16}}, "
     pools += f"{{name: slow, resources: {{slow: 1}}, size: 2, {engine}, cpus: 2}}]"
     io = [f"input.path={path}", f"output.path={out}", "output.flush_seconds=60"]
     job = start_job(unlike, "conf=fake", f"workers={pools}", *io)
-    wait_for_answers(log, job, 400, workers=3)
+    hold.wait(3, job)
     unlike.remove_node(unlike.slow.pop(), allow_graceful=False)
+    hold.release()
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
     workers = check_answers(out, rows)
@@ -215,5 +194,5 @@ def test_pools_are_on_their_nodes_and_a_lost_node_costs_no_row(unlike, tmp_path)
     assert pools["fast"]["workers"] == 1
     assert pools["slow"]["workers"] == 2
     assert pools["slow"]["deaths"] == 1
-    assert rows + 3 * 16 < len(log.read_bytes().splitlines()) < rows + 400  # what it had answered, and no more
+    assert rows + 3 * 16 < hold.answered().total() < rows + 400  # what it had answered, and no more
     assert all(pool["rows"] > 100 for pool in pools.values())

@@ -25,16 +25,17 @@ from hfray.resume import fingerprint
 from hfray.status import describe, read_status
 from hfray.summary import print_summary
 from tests.conftest import QUESTIONS, batch_settings
-from tests.processes import kill_one
+from tests.processes import Hold, wait_for_file
 from tests.test_batch import rows_of, write
 
 IO = ["input.path=in.jsonl", "output.path=out"]
 QUICK = ["conf=fake", "output.flush_seconds=0.5"]
 
 
-def fake(name: str, seconds: float = 0.0, **more: object) -> str:
+def fake(name: str, seconds: float = 0.0, hold: Hold | None = None, **more: object) -> str:
     """A pool of fake engines of 16 rows, in Hydra's grammar."""
-    own = {"name": name, "rows_per_block": 16, "backend": {"name": "fake", "batch_size": 16, "step_seconds": seconds}}
+    backend = {"name": "fake", "batch_size": 16, "step_seconds": seconds} | (hold.backend if hold else {})
+    own = {"name": name, "rows_per_block": 16, "backend": backend}
     return json.dumps(own | more).replace('"', "")
 
 
@@ -63,12 +64,15 @@ def check_rows(output, rows: int) -> None:
 
 
 def test_each_row_once_and_the_fast_does_more(shared_ray, tmp_path):
-    summary = job(table(tmp_path, 600), tmp_path / "out", fake("fast", 0.05), fake("slow", 0.4))
-    check_rows(tmp_path / "out", 600)
+    hold = Hold(tmp_path, 16)
+    with hold.acting(2):
+        both = fake("fast", 0.05, hold), fake("slow", 0.4, hold)
+        summary = job(table(tmp_path, 1000), tmp_path / "out", *both)
+    check_rows(tmp_path / "out", 1000)
     done = summary.engine["pools"]
     assert summary.exit_code == OK
     assert done["fast"]["rows"] > 2 * done["slow"]["rows"] > 0
-    assert done["fast"]["rows"] + done["slow"]["rows"] == 600
+    assert done["fast"]["rows"] + done["slow"]["rows"] == 1000
     record = json.loads((tmp_path / "out/_hfray/summary.json").read_text())
     assert record["engine"]["pools"]["slow"]["generated_tokens"] == done["slow"]["generated_tokens"] > 0
     assert {worker["pool"] for worker in record["engine"]["workers"].values()} == {"fast", "slow"}
@@ -91,7 +95,10 @@ def test_what_each_pool_did_is_shown(shared_ray, tmp_path):
 
 def test_nobody_idles_while_rows_wait(shared_ray, tmp_path):
     """Busy for all of the time but the ends: one block of the slow one's is as long as 16 of the fast one's steps."""
-    done = job(table(tmp_path, 3000), tmp_path / "out", fake("fast", 0.05), fake("slow", 0.4)).engine["pools"]
+    hold = Hold(tmp_path, 16)
+    with hold.acting(2):
+        summary = job(table(tmp_path, 3000), tmp_path / "out", fake("fast", 0.05, hold), fake("slow", 0.4, hold))
+    done = summary.engine["pools"]
     check_rows(tmp_path / "out", 3000)
     assert done["slow"]["busy_share"] > 0.9
     assert done["fast"]["busy_share"] > 0.7
@@ -105,10 +112,14 @@ def test_what_a_slow_worker_is_left_with_goes_to_an_idle_one(shared_ray, tmp_pat
 
 
 def test_a_killed_worker_of_one_pool_costs_nothing(shared_ray, tmp_path):
-    killed = kill_one(tmp_path / "out", "PoolWorker")
-    summary = job(table(tmp_path, 400), tmp_path / "out", fake("a", 0.4), fake("b", 0.4))
+    def kill(pids: list[int]) -> None:
+        wait_for_file(tmp_path / "out")
+        os.kill(pids[0], signal.SIGKILL)
+
+    hold = Hold(tmp_path, 32)
+    with hold.acting(2, kill):
+        summary = job(table(tmp_path, 400), tmp_path / "out", fake("a", 0.0, hold), fake("b", 0.0, hold))
     check_rows(tmp_path / "out", 400)
-    assert killed
     assert summary.engine["workers_replaced"] == 1
     assert sum(pool["deaths"] for pool in summary.engine["pools"].values()) == 1
 
@@ -175,7 +186,10 @@ def test_a_pool_that_cannot_start_ends_the_job_with_the_cause(shared_ray, tmp_pa
 
 
 def test_a_pool_grows_while_its_workers_are_full(shared_ray, tmp_path):
-    summary = job(table(tmp_path, 800), tmp_path / "out", fake("grows", 0.2, size=[1, 2]), fake("other", 0.4))
+    hold = Hold(tmp_path, 64)
+    with hold.acting(3):
+        both = fake("grows", 0.0, hold, size=[1, 2]), fake("other", 0.0, hold)
+        summary = job(table(tmp_path, 800), tmp_path / "out", *both)
     check_rows(tmp_path / "out", 800)
     assert summary.engine["pools"]["grows"]["workers"] == 2
     assert all(worker["rows"] for worker in summary.engine["workers"].values())
@@ -184,11 +198,10 @@ def test_a_pool_grows_while_its_workers_are_full(shared_ray, tmp_path):
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(shared_ray, tmp_path):
     path, out = table(tmp_path, 400), tmp_path / "out"
     command = [sys.executable, "-m", "jobs.batch", f"input.path={path}", f"output.path={out}", *QUICK]
-    command.append(f"workers=[{fake('a', 0.5)}, {fake('b', 0.5)}]")
+    hold = Hold(tmp_path, 32)
+    command.append(f"workers=[{fake('a', 0.0, hold)}, {fake('b', 0.0, hold)}]")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 90
-    while not list(out.glob("*.parquet")) and time.time() < deadline:
-        time.sleep(0.2)
+    wait_for_file(out)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

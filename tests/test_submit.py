@@ -13,6 +13,8 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
+from tests.processes import Hold
+
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("aiohttp_cors", reason="`ray job submit` needs the job server: pip install 'ray[default]'")
 
@@ -96,8 +98,8 @@ def test_stopped_job_goes_on(environment, tmp_path):
     runtime = json.dumps({"excludes": demo.EXCLUDES})
     submit = ["submit", "--working-dir", str(ROOT), "--runtime-env-json", runtime]
     command = ["python", "-m", "jobs.batch", "conf=fake", f"input.path={table}", f"output.path={out}"]
-    slow = ["backend.step_seconds=0.1", "backend.tokens_per_step=4", "backend.batch_size=8", "output.flush_seconds=0.5"]
-    first = ray_job(environment, *submit, "--no-wait", "--submission-id", "first", "--", *command, *slow)
+    held = ["backend.batch_size=8", "output.flush_seconds=0.5", *Hold(tmp_path, 40).overrides]
+    first = ray_job(environment, *submit, "--no-wait", "--submission-id", "first", "--", *command, *held)
     assert first.returncode == 0, first.stderr
     deadline = time.monotonic() + 120
     while not list(out.glob("*.parquet")):

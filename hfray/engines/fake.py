@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from hfray.engines.base import Engine, Request, StepOutput
 
+HOLD_POLL_SECONDS = 0.02
 WORDS = "the a model row answer is of and to in it that was for on are as with they at be this from have or".split()
 
 
@@ -42,6 +43,8 @@ class FakeEngine(Engine):
             process, hangs the step for good, or hangs it with Python's lock held, so that no other thread runs.
         answer_log: file to which a line is added for every row answered, its process's id: who works, and what is done
             twice.
+        hold_after, hold_until: once so many rows are answered by this engine, it waits until the file is there: for what
+            must happen in the middle of the work, however fast that goes.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class FakeEngine(Engine):
         hang_on: str | None = None,
         freeze_on: str | None = None,
         answer_log: str | None = None,
+        hold_after: int = 0,
+        hold_until: str | None = None,
     ) -> None:
         self.tokenizer = FakeTokenizer()
         self.capacity = capacity
@@ -67,6 +72,7 @@ class FakeEngine(Engine):
             for name, pattern in (("fail", fail_on), ("die", die_on), ("hang", hang_on), ("freeze", freeze_on))
             if pattern
         }
+        self._hold_after, self._hold_until, self._answered = hold_after, hold_until, 0
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, bytes, int]] = {}
         self._log = open(answer_log, "ab", buffering=0) if answer_log else None  # noqa: SIM115  as long as the engine
@@ -75,6 +81,9 @@ class FakeEngine(Engine):
         self._waiting.append(request)
 
     def step(self) -> list[StepOutput]:
+        if self._hold_until and self._answered >= self._hold_after and not os.path.exists(self._hold_until):
+            time.sleep(HOLD_POLL_SECONDS)
+            return []
         if self._step_seconds:
             time.sleep(self._step_seconds)
         while self._waiting and len(self._running) < self.capacity:
@@ -101,6 +110,7 @@ class FakeEngine(Engine):
         if until == len(text):
             output.finish_reason = "length" if len(text) >= request.max_new_tokens else "stop"
             del self._running[request.id]
+            self._answered += 1
             if self._log:
                 self._log.write(b"%d\n" % os.getpid())
         else:
