@@ -83,7 +83,7 @@ class Hold:
             finally:
                 self.release()
 
-        thread = threading.Thread(target=midway)
+        thread = threading.Thread(target=midway, daemon=True)  # a job that fails before must not keep it waiting
         thread.start()
         yield
         thread.join()

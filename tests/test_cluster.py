@@ -13,11 +13,14 @@ import pytest
 
 from tests.conftest import run_job
 from tests.processes import Hold, wait_for_file
+from tests.test_pools import fake
 
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 # One worker on each node: every node has one slot, and every worker takes one.
 ONE_EACH = ["workers.cpus=2", "workers.resources.slot=1"]
-SMALL = ["conf=fake", "backend.batch_size=16", "workers.rows_per_block=16", "output.flush_seconds=1"]
+# Rows take several steps, so that a held engine is in the middle of some.
+SMALL = ["conf=fake", "backend.batch_size=16", "backend.tokens_per_step=4"]
+SMALL += ["workers.rows_per_block=16", "output.flush_seconds=1"]
 
 
 @pytest.fixture(scope="module")
@@ -176,12 +179,11 @@ def test_pools_are_on_their_nodes_and_a_lost_node_costs_no_row(unlike, tmp_path)
     out, rows, hold = tmp_path / "out", 800, Hold(tmp_path, 128)
     path = tmp_path / "table.jsonl"  # answers too large to travel with the reply: they lie on the node that dies
     path.write_text("".join(json.dumps({"question": f"{i}? " + "long " * 2000}) + "\n" for i in range(rows)))
-    backend = {"name": "fake", "batch_size": 16} | hold.backend
-    engine = f"backend: {json.dumps(backend)}".replace('"', "")
-    pools = f"[{{name: fast, labels: {{pool: fast}}, {engine}, cpus: 2, rows_per_block: 16}}, "
-    pools += f"{{name: slow, resources: {{slow: 1}}, size: 2, {engine}, cpus: 2}}]"
+    backend = {"name": "fake", "batch_size": 16, "tokens_per_step": 16} | hold.backend
+    fast = fake("fast", labels={"pool": "fast"}, cpus=2, backend=backend)
+    slow = fake("slow", resources={"slow": 1}, size=2, cpus=2, backend=backend)
     io = [f"input.path={path}", f"output.path={out}", "output.flush_seconds=60"]
-    job = start_job(unlike, "conf=fake", f"workers={pools}", *io)
+    job = start_job(unlike, "conf=fake", f"workers=[{fast}, {slow}]", *io)
     hold.wait(3, job)
     unlike.remove_node(unlike.slow.pop(), allow_graceful=False)
     hold.release()

@@ -98,7 +98,8 @@ def test_stopped_job_goes_on(environment, tmp_path):
     runtime = json.dumps({"excludes": demo.EXCLUDES})
     submit = ["submit", "--working-dir", str(ROOT), "--runtime-env-json", runtime]
     command = ["python", "-m", "jobs.batch", "conf=fake", f"input.path={table}", f"output.path={out}"]
-    held = ["backend.batch_size=8", "output.flush_seconds=0.5", *Hold(tmp_path, 40).overrides]
+    held = ["backend.tokens_per_step=4", "backend.batch_size=8", "output.flush_seconds=0.5"]
+    held += Hold(tmp_path, 40).overrides
     first = ray_job(environment, *submit, "--no-wait", "--submission-id", "first", "--", *command, *held)
     assert first.returncode == 0, first.stderr
     deadline = time.monotonic() + 120
