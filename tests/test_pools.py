@@ -25,7 +25,7 @@ from hfray.resume import fingerprint
 from hfray.status import describe, read_status
 from hfray.summary import print_summary
 from tests.conftest import QUESTIONS, batch_settings
-from tests.processes import Hold, wait_for_file
+from tests.processes import WAIT_SECONDS, Hold, wait_for_file
 from tests.test_batch import rows_of, write
 
 IO = ["input.path=in.jsonl", "output.path=out"]
@@ -132,16 +132,20 @@ def test_a_worker_that_died_idle_is_given_rows_again(shared_ray, tmp_path):
     monitor = ray.remote(Monitor).remote(read.num_rows)
     with pools.Crew(pools_of(ray, settings)[:1], 16, monitor) as crew:
         answered = answer_all(crew, blocks[:12])
-        os.kill(crew.members[0].pid, signal.SIGKILL)
-        while (state := ray.get(monitor.snapshot.remote()))["deaths"] == 0 or state["workers_ready"] == 0:
-            time.sleep(0.1)
+        member = crew.members[0]
+        os.kill(member.pid, signal.SIGKILL)
+        # Until this process knows of the next one, calls would go to the dead one and tell of its death.
+        assert (
+            ray.get(member.actor.ask.options(max_task_retries=-1).remote(0, 0), timeout=WAIT_SECONDS)[0] != member.pid
+        )
         answered += answer_all(crew, blocks[12:])
+        assert not crew.returned
     assert sum(block.num_rows for block in answered) == read.num_rows
 
 
 def answer_all(crew, blocks):
     """Answers to blocks; then the one worker has nothing, and wants some."""
-    waiting, answered, deadline = deque(blocks), [], time.monotonic() + 60
+    waiting, answered, deadline = deque(blocks), [], time.monotonic() + WAIT_SECONDS
     while len(answered) < len(blocks) or not crew.members[0].wants:
         assert time.monotonic() < deadline, f"{len(answered)} of {len(blocks)} blocks were answered"
         crew.hand_out(waiting)
