@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.processes import WAIT_SECONDS
+
 
 def free_port() -> int:
     """A port that nothing listens on now."""
@@ -35,7 +37,7 @@ class Server:
         lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
-    def wait_for(self, name: str, value: float, seconds: float = 20) -> float:
+    def wait_for(self, name: str, value: float, seconds: float = WAIT_SECONDS) -> float:
         """Seconds until a metric has a value."""
         started = time.monotonic()
         while self.metric(name) != value:
@@ -45,7 +47,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*overrides: str, seconds: float = 180) -> Iterator[Server]:
+def serving(*overrides: str, seconds: float = WAIT_SECONDS) -> Iterator[Server]:
     """A server with `overrides`, ready; interrupted at the end, as at a terminal."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:

@@ -237,9 +237,7 @@ def test_without_keys_only_the_machine_itself_is_answered(service):
 
 
 def test_more_than_the_queue_is_turned_away_at_once():
-    service = make(
-        "backend.batch_size=1", "serve.max_queue=2", "backend.step_seconds=0.05", "backend.tokens_per_step=4"
-    )
+    service = make("backend.batch_size=1", "serve.max_queue=2", "backend.step_seconds=0.2", "backend.tokens_per_step=4")
 
     async def burst() -> list[httpx.Response]:
         async with client(service) as http:
@@ -247,22 +245,23 @@ def test_more_than_the_queue_is_turned_away_at_once():
 
     responses = asyncio.run(burst())
     assert sorted(response.status_code for response in responses) == [200] * 3 + [503] * 5
+    soonest = min(response.elapsed for response in responses if response.is_success)
     for response in responses:
         if response.status_code == 503:
             assert int(response.headers["retry-after"]) >= 1
             assert response.json()["error"]["code"] == "overloaded"
-            assert response.elapsed.total_seconds() < 0.5
+            assert response.elapsed < soonest
     assert service.admission.taken == 0
 
 
 def test_a_cancelled_request_leaves_the_engine():
-    service = make("backend.batch_size=1", "backend.step_seconds=0.05", "backend.tokens_per_step=1")
+    service = make("backend.batch_size=1", "backend.step_seconds=0.2", "backend.tokens_per_step=1")
 
     async def leave() -> None:
         async with client(service) as http:
             request = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", "ignore_eos": True}))
-            await asyncio.sleep(0.3)
-            assert service.worker.loop.stats.running == 1
+            while not service.worker.loop.stats.running:
+                await asyncio.sleep(0.001)
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
             steps = service.worker.loop.stats.steps
@@ -280,9 +279,9 @@ def test_a_hung_engine_is_noticed_and_those_who_wait_are_told():
     async def hang() -> httpx.Response:
         async with client(service) as http:
             request = asyncio.create_task(http.post("/v1/completions", json={"prompt": "HANG"}))
-            await asyncio.sleep(0.6)
-            health = await http.get("/health")
-            assert health.status_code == 503
+            while (await http.get("/health")).status_code != 503:
+                assert not request.done()
+                await asyncio.sleep(0.05)
             assert (await http.post("/v1/completions", json={"prompt": "x"})).status_code == 503
             return await request
 

@@ -7,7 +7,6 @@ import time
 
 import httpx
 import openai
-import psutil
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
@@ -17,6 +16,7 @@ from hfray.engines.completion import Prompt
 from hfray.engines.load import load_engine
 from hfray.engines.loop import EngineLoop
 from hfray.engines.params import GenerationParams
+from tests.processes import named
 from tests.serving import serving
 
 KEY = "test-key"
@@ -208,8 +208,7 @@ def test_an_engine_that_ends_is_replaced_and_its_requests_are_told(server, clien
         model=model, prompt="x", max_tokens=500, stream=True, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    engines = [child for child in children if "hfray.engines.process" in " ".join(child.cmdline())]
+    engines = named(server.process.pid, "hfray.engines.process")
     assert len(engines) == 1
     engines[0].kill()
     with pytest.raises(openai.APIError, match="the engine died"):
