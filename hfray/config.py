@@ -60,12 +60,18 @@ class OpenVINOBackend:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TransformersBackend:
-    """transformers and torch; `attention` is `attn_implementation`; None: sdpa, reading shared key-value heads once."""
+    """transformers and torch; `attention` is `attn_implementation`; None: sdpa, reading shared key-value heads once.
+
+    `kv_cache_gib` and `prefix_caching` are those of `paged`, transformers' own continuous batching.
+    """
 
     name: Literal["transformers"]
     attention: str | None = None
     batch_size: int | None = Field(default=None, ge=1)
     batch_tokens: int = Field(default=8192, ge=1)
+    paged: bool = False
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    prefix_caching: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -299,6 +305,22 @@ class EngineSettings:
             raise ValueError(
                 f"generation.num_beams={self.params.num_beams}: beam search runs for sequence-to-sequence tasks only. "
                 "Drop it, or sample with generation.temperature."
+            )
+        if self.backend.name == "transformers" and self.backend.paged:
+            self._check_paged()
+
+    def _check_paged(self) -> None:
+        beyond = self.params.beyond_greedy
+        if self.task != "text-generation":
+            beyond = f"task={self.task}"
+        elif self.device.map is not None:
+            beyond = f"device.map={self.device.map}"
+        elif beyond is not None:
+            beyond = f"generation.{beyond}"
+        if beyond is not None:
+            raise ValueError(
+                f"{beyond}: backend.paged=true is text-generation on one device, greedy and no more. "
+                "Use backend.paged=false."
             )
 
     @property

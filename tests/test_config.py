@@ -62,6 +62,9 @@ def test_presets_are_what_they_promise():
     assert batch_settings(*IO, "conf=gpt2_gpu").device.index == 0
 
 
+PAGED = ["backend=transformers", "backend.paged=true"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -83,6 +86,9 @@ def test_presets_are_what_they_promise():
         (["task=chatting"], ["task='chatting'", "text-generation"]),
         (["conf=smollm2_cpu", "backend.ov_config.A=1"], ["backend.ov_config", "no such key"]),
         (["generation.num_beams=4"], ["generation.num_beams=4", "sequence-to-sequence"]),
+        ([*PAGED, "generation.temperature=0.5"], ["generation.temperature=0.5", "backend.paged=false"]),
+        ([*PAGED, "device=auto"], ["device.map=auto", "backend.paged=false"]),
+        ([*PAGED, "task=summarization"], ["task=summarization", "backend.paged=false"]),
         (["backend=opnvino"], ["backend=opnvino", "openvino"]),
     ],
 )

@@ -23,7 +23,8 @@ from hfray.engines.prefixes import PrefixIndex
 from hfray.modelfolder import weight_bytes
 from tests.conftest import QUESTIONS
 
-ENGINES = ["fake", "transformers-gpt2", "transformers-bloom", "transformers-llama", "openvino-gpt2", "vllm-llama"]
+TRANSFORMERS = ["transformers-gpt2", "transformers-bloom", "transformers-llama", "paged-llama"]
+ENGINES = ["fake", *TRANSFORMERS, "openvino-gpt2", "vllm-llama"]
 PROMPTS = [Prompt(question) for question in QUESTIONS]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
@@ -38,6 +39,11 @@ def make_engine(name, request, **options):
         from hfray.engines.transformers import TransformersEngine
 
         return TransformersEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
+    if backend == "paged":
+        from hfray.engines.paged import PagedEngine
+
+        options = {"kv_cache_gib": 0.01} | options
+        return PagedEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
     if backend == "vllm":
         pytest.importorskip("vllm", reason="vLLM is not installed: it takes an environment of its own")
         from hfray.engines.vllm import VLLMEngine
@@ -81,7 +87,9 @@ def test_max_length_counts_the_prompt(loop):
     assert "max_length" in error
 
 
-def test_a_sampled_row_depends_on_its_own_seed_only(loop):
+def test_a_sampled_row_depends_on_its_own_seed_only(loop, request):
+    if "paged" in request.node.callspec.id:
+        pytest.skip("transformers' own continuous batching is greedy: test_what_paged_cannot_do_is_said")
     params = GenerationParams(max_new_tokens=12, temperature=1.0, seed=5)
     together = texts(loop.generate(PROMPTS, params))
     alone = [loop.generate([prompt], params)[0].text for prompt in reversed(PROMPTS)][::-1]
@@ -90,8 +98,9 @@ def test_a_sampled_row_depends_on_its_own_seed_only(loop):
     assert together != other
 
 
-def test_a_stop_string_ends_the_row_and_is_not_in_its_text(loop):
-    params = GenerationParams(max_new_tokens=24, temperature=1.0)  # greedy text of a random model repeats itself
+def test_a_stop_string_ends_the_row_and_is_not_in_its_text(loop, request):
+    greedy = "paged" in request.node.callspec.id  # whose text, of a random model, repeats itself
+    params = GenerationParams(max_new_tokens=24, temperature=0.0 if greedy else 1.0)
     whole = loop.generate(PROMPTS, params)
     prompt, text = next((p, c.text) for p, c in zip(PROMPTS, whole, strict=True) if len(c.text) > 8)
     stop = text[4:7]
@@ -164,7 +173,7 @@ def test_a_shared_prompt_that_fails_tells_all_who_share_it(loop):
     assert all("128" in future.result(timeout=60).error for future in futures)
 
 
-@pytest.mark.parametrize("name", ["transformers-gpt2", "openvino-gpt2", "vllm-llama"])
+@pytest.mark.parametrize("name", ["transformers-gpt2", "openvino-gpt2", "vllm-llama", "paged-llama"])
 def test_near_the_end_the_longest_go_first(request, name):
     """With max_length, which counts the prompt, the shortest prompts have the longest completions."""
     engine = make_engine(name, request, capacity=1)
@@ -212,6 +221,38 @@ def test_cancelling_frees_the_engine(loop):
     assert len(seen) == 1
 
 
+def test_what_paged_cannot_do_is_said(request):
+    loop = EngineLoop(make_engine("paged-llama", request))
+    for name, value in [("temperature", 0.5), ("repetition_penalty", 1.2), ("min_new_tokens", 3), ("logprobs", 1)]:
+        completion = loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=4, **{name: value}))[0]
+        assert f"generation.{name}={value}" in completion.error
+        assert "backend.paged=false" in completion.error
+    assert loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=4, repetition_penalty=1))[0].error is None
+    loop.close()
+    with pytest.raises(ValueError, match=r"backend.paged=true: BloomForCausalLM"):
+        make_engine("paged-bloom", request)
+
+
+def test_paged_starts_no_more_than_its_cache_holds(request):
+    """Each of the rows may need one of two blocks."""
+    engine, most = make_engine("paged-llama", request, capacity=8, kv_cache_gib=2**-12), 0
+    params = GenerationParams(max_new_tokens=12, temperature=0)
+    step = engine.step
+
+    def counted():
+        nonlocal most
+        outputs = step()
+        most = max(most, engine.num_running)
+        return outputs
+
+    engine.step = counted
+    loop = EngineLoop(engine)
+    together = texts(loop.generate(PROMPTS, params))
+    assert most == 2
+    assert together == [loop.generate([prompt], params)[0].text for prompt in PROMPTS]
+    loop.close()
+
+
 def test_what_vllm_refuses_is_the_rows_error_and_prompts_beyond_a_step_wait(request):
     loop = EngineLoop(make_engine("vllm-llama", request, capacity=16, max_num_batched_tokens=128))
     prompts = [Prompt(f"row number {number} " * 3) for number in range(12)]  # more tokens than one step takes
@@ -233,7 +274,7 @@ def test_transformers_gives_the_tokens_of_generate(request, model):
     loop.close()
 
 
-@pytest.mark.parametrize("name", ["openvino-gpt2", "vllm-llama"])
+@pytest.mark.parametrize("name", ["openvino-gpt2", "vllm-llama", "paged-llama", "paged-gpt2"])
 def test_other_engines_give_the_tokens_of_transformers(request, name):
     reference = make_engine(f"transformers-{name.split('-')[1]}", request)
     loop = EngineLoop(make_engine(name, request, capacity=3))

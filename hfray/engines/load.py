@@ -91,6 +91,12 @@ def _transformers(settings: EngineSettings, folder: Path, threads: int | None) -
         from hfray.engines.seq2seq import Seq2SeqEngine
 
         return Seq2SeqEngine.from_folder(folder, task=settings.task, **options)
+    if backend.paged:
+        from hfray.engines.paged import PagedEngine
+
+        return PagedEngine.from_folder(
+            folder, kv_cache_gib=backend.kv_cache_gib, prefix_caching=backend.prefix_caching, **options
+        )
     from hfray.engines.transformers import TransformersEngine
 
     return TransformersEngine.from_folder(folder, **options)

@@ -104,6 +104,20 @@ class GenerationParams:
         return replace(self, stop_strings=(*self.stop_strings, *more)) if more else self
 
     @property
+    def beyond_greedy(self) -> str | None:
+        """A setting that asks for something else than the likeliest tokens, as `name=value`; None where none does."""
+        asks = {
+            "temperature": self.sampling,
+            "repetition_penalty": self.repetition_penalty not in (None, 1.0),
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "min_new_tokens": self.min_new_tokens,
+            "logprobs": self.logprobs is not None,
+        }
+        return next((f"{name}={getattr(self, name)}" for name, asked in asks.items() if asked), None)
+
+    @property
     def sampling(self) -> bool:
         """Whether tokens are drawn at random; temperature 0 is greedy whatever `do_sample` says."""
         if self.temperature == 0:

@@ -110,20 +110,22 @@ class Client(FastHttpUser):
         totals.statuses[status] = totals.statuses.get(status, 0) + 1
 
     def _read(self, response, sent: float) -> str:
-        last, done = None, False
-        while line := response.stream.readline(b"\n"):
-            if not line.startswith(b"data: "):
-                continue
-            if line.startswith(b"data: [DONE]"):
-                done = True
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                return event["error"]["message"]
-            now = time.monotonic()
-            if event["choices"] and event["choices"][0]["text"]:
-                (totals.first if last is None else totals.gaps).append(now - (sent if last is None else last))
-                last = now
-            if event.get("usage"):
-                totals.tokens += event["usage"]["completion_tokens"]
+        last, done, tokens, usage = None, False, 0, None
+        try:
+            while line := response.stream.readline(b"\n"):
+                if not line.startswith(b"data: "):
+                    continue
+                if line.startswith(b"data: [DONE]"):
+                    done = True
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    return event["error"]["message"]
+                now = time.monotonic()
+                if event["choices"] and event["choices"][0]["text"]:
+                    (totals.first if last is None else totals.gaps).append(now - (sent if last is None else last))
+                    last, tokens = now, tokens + 1
+                usage = event.get("usage") or usage
+        finally:  # the test's end cuts streams short: what they brought so far counts, an event a token
+            totals.tokens += usage["completion_tokens"] if usage else tokens
         return "200" if done else "cut short"

@@ -1,0 +1,202 @@
+"""transformers' own continuous batching: paged attention, and on a GPU, where the installed version has them, CUDA
+graphs and batches prepared while the one before runs.
+
+It picks the likeliest token and nothing else: for greedy jobs of architectures that support it (Llama's, not BLOOM's).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching import RequestStatus
+
+from hfray.engines.base import Engine, EngineDiedError, Request, RequestError, StepOutput
+from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
+from hfray.engines.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
+from hfray.engines.waiting import WaitingRequests
+from hfray.modelfolder import context_length, kv_values_per_token
+
+BLOCK_TOKENS = 256  # of the KV cache: transformers' default, by whatever name a version has it
+CPU_KV_CACHE_GIB = 1.0
+WAIT_SECONDS = 1.0  # for a token, before a look whether the manager's thread lives
+
+logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it has a warning for each request's end
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request in the manager, how many tokens of it have come, and the blocks that it may need."""
+
+    request: Request
+    blocks: int
+    generated: int = 0
+
+
+class PagedEngine(Engine):
+    """A `ContinuousBatchingManager`, its requests added, read and cancelled one by one.
+
+    A request is started once the cache has room for the longest that it may become: where it has not, the manager
+    begins a request anew, and miscounts its tokens (5.5).
+
+    Args:
+        model: a loaded `PreTrainedModel` whose attention may be paged.
+        tokenizer: its tokenizer.
+        capacity: requests run at once; None: 32 on a CPU, 256 on a GPU.
+        batch_tokens: most tokens, of prompts and running requests together, in one step.
+        num_blocks: of the KV cache, each of `BLOCK_TOKENS`; None: as many as the GPU's free memory holds.
+        prefix_caching: keep and reuse the blocks of shared beginnings of prompts.
+
+    Raises:
+        ValueError: the model's attention cannot be paged, or there is no memory for the cache.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: TransformersTokenizer,
+        *,
+        capacity: int | None = None,
+        batch_tokens: int = 8192,
+        num_blocks: int | None = None,
+        prefix_caching: bool = True,
+        context: int | None = None,
+    ) -> None:
+        if not model._supports_attention_backend:
+            raise ValueError(
+                f"backend.paged=true: {type(model).__name__} has an attention of its own, which cannot be paged. "
+                "Use backend.paged=false."
+            )
+        self.tokenizer = tokenizer
+        self.capacity = capacity or (CPU_CAPACITY if model.device.type == "cpu" else MAX_CAPACITY)
+        self._end_ids = end_ids(model, tokenizer)
+        # pad_token_id: else it tells for each request that it takes the end's.
+        greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(self._end_ids) or -1, pad_token_id=0)
+        batching = ContinuousBatchingConfig(
+            num_blocks=num_blocks, max_batch_tokens=batch_tokens, allow_block_sharing=prefix_caching
+        )
+        try:
+            self._manager = model.init_continuous_batching(greedy, batching)
+            self._manager.warmup()
+        except (ValueError, AttributeError, MemoryError) as error:
+            raise ValueError(
+                f"backend.paged=true: transformers cannot run {type(model).__name__} so: {error}. "
+                "Use backend.paged=false."
+            ) from error
+        cache = self._manager.batch_processor.cache
+        # Versions that keep layers of unlike attention in groups give a token a place in each.
+        self._free_blocks = cache.num_blocks // getattr(cache, "num_groups", 1)
+        most = self._free_blocks * BLOCK_TOKENS
+        self.context_length = most if context is None else min(context, most)
+        self._waiting, self._first = WaitingRequests(), None
+        self._running: dict[str, _Running] = {}
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, *, kv_cache_gib: float | None = None, trust_remote_code: bool = False, **options: Any
+    ) -> PagedEngine:
+        """Load model and tokenizer; `options` are those of `load_model` and of the engine.
+
+        Args:
+            kv_cache_gib: size of the KV cache; None: what the GPU's free memory holds, 1 on a CPU.
+        """
+        tokenizer = load_tokenizer(folder, trust_remote_code)
+        names = ("capacity", "batch_tokens", "prefix_caching")
+        mine = {name: options.pop(name) for name in names if name in options}
+        model = load_model(folder, trust_remote_code=trust_remote_code, **options)
+        kv_cache_gib = kv_cache_gib or (CPU_KV_CACHE_GIB if model.device.type == "cpu" else None)
+        if kv_cache_gib:
+            values = kv_values_per_token(folder)
+            if values is None:
+                raise ValueError(f"backend.kv_cache_gib={kv_cache_gib}: model.source={folder} does not tell its layers")
+            block = BLOCK_TOKENS * values * model.dtype.itemsize
+            mine["num_blocks"] = max(1, int(kv_cache_gib * (1 << 30) / block))
+        return cls(model, tokenizer, context=context_length(folder), **mine)
+
+    def add(self, request: Request) -> None:
+        beyond = request.params.beyond_greedy
+        if beyond is not None:
+            raise RequestError(
+                f"generation.{beyond}: backend.paged=true is greedy and no more. Use backend.paged=false"
+            )
+        self._waiting.add(request)
+
+    def step(self) -> list[StepOutput]:
+        self._start()
+        if not self._running:
+            return []
+        result = None
+        while result is None:
+            result = self._manager.get_result(timeout=WAIT_SECONDS)
+            if result is None and not self._manager.is_running():
+                raise EngineDiedError("the thread of transformers' continuous batching has ended")
+        self.num_running = len(self._running)
+        outputs = []
+        while result is not None:
+            if result.request_id in self._running:
+                outputs.append(self._read(result))
+            result = self._manager.get_result(timeout=0)
+        return outputs
+
+    def cancel(self, request_id: int) -> None:
+        self._waiting.cancel(request_id)
+        if self._first is not None and self._first.id == request_id:
+            self._first = None
+        if str(request_id) in self._running:
+            self._forget(str(request_id))
+            self._manager.cancel_request(str(request_id))
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._running) + len(self._waiting) + (self._first is not None)
+
+    def close(self) -> None:
+        for request_id in self._running:
+            self._manager.cancel_request(request_id)
+        if self._manager.is_running():
+            self._manager.stop(block=True)
+
+    def _start(self) -> None:
+        while len(self._running) < self.capacity:
+            request = self._first or next(iter(self._waiting.take(1, self.ending)), None)
+            if request is None:
+                break
+            blocks = -(-(len(request.prompt_ids) + request.max_new_tokens) // BLOCK_TOKENS)
+            self._first = request if blocks > self._free_blocks else None
+            if self._first is not None:
+                break
+            self._free_blocks -= blocks
+            self._running[str(request.id)] = _Running(request, blocks)
+            self._manager.add_request(
+                request.prompt_ids,
+                request_id=str(request.id),
+                max_new_tokens=request.max_new_tokens,
+                streaming=True,
+                eos_token_id=-1 if request.params.ignore_eos else sorted(self._end_ids),
+            )
+        if self._running and not self._manager.is_running():
+            self._manager.start()  # with something to do: 5.5 ends at once where batches overlap and there is none
+
+    def _read(self, result: Any) -> StepOutput:
+        """What has come of a request: its list of tokens, which may be ahead of the state told with it."""
+        if result.status == RequestStatus.FAILED:
+            raise EngineDiedError(f"transformers' continuous batching: {result.error}")
+        running = self._running[result.request_id]
+        request, finished = running.request, result.status == RequestStatus.FINISHED
+        tokens = result.generated_tokens[running.generated :]
+        running.generated += len(tokens)
+        output = StepOutput(request.id, tokens)
+        if tokens and tokens[-1] in self._end_ids and not request.params.ignore_eos:
+            output.token_ids, output.finish_reason = tokens[:-1], "stop"
+        elif finished or running.generated >= request.max_new_tokens:
+            output.finish_reason = "length"
+        if output.finish_reason is not None:
+            self._waiting.observe(request, running.generated)
+            self._forget(result.request_id)
+        return output
+
+    def _forget(self, request_id: str) -> None:
+        self._free_blocks += self._running.pop(request_id).blocks
