@@ -253,6 +253,26 @@ def test_paged_starts_no_more_than_its_cache_holds(request):
     loop.close()
 
 
+def test_a_row_larger_than_the_paged_cache_fails_alone(request):
+    engine = make_engine("paged-llama", request, kv_cache_gib=2**-12)  # two blocks, of 256 tokens each
+    engine.context_length = None
+    loop = EngineLoop(engine)
+    params = GenerationParams(max_new_tokens=4, temperature=0)
+    good, bad = loop.generate([PROMPTS[0], Prompt("word " * 600)], params)
+    assert good.error is None
+    assert "backend.kv_cache_gib" in bad.error
+    assert "511" in bad.error
+    loop.close()
+
+
+def test_the_end_of_the_paged_managers_thread_is_the_engines(request):
+    loop, params = EngineLoop(make_engine("paged-llama", request)), GenerationParams(max_new_tokens=4, temperature=0)
+    assert loop.generate(PROMPTS[:1], params)[0].error is None
+    loop.engine._manager.stop(block=True)
+    with pytest.raises(EngineDiedError, match="has ended"):
+        loop.generate(PROMPTS[:1], params)
+
+
 def test_what_vllm_refuses_is_the_rows_error_and_prompts_beyond_a_step_wait(request):
     loop = EngineLoop(make_engine("vllm-llama", request, capacity=16, max_num_batched_tokens=128))
     prompts = [Prompt(f"row number {number} " * 3) for number in range(12)]  # more tokens than one step takes

@@ -261,6 +261,7 @@ def test_a_cancelled_request_leaves_the_engine():
         async with client(service) as http:
             request = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", "ignore_eos": True}))
             while not service.worker.loop.stats.running:
+                assert not request.done()
                 await asyncio.sleep(0.001)
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)

@@ -1,5 +1,5 @@
-"""transformers' own continuous batching: paged attention, and on a GPU, where the installed version has them, CUDA
-graphs and batches prepared while the one before runs.
+"""transformers' own continuous batching: paged attention, and with flash attention on a GPU its CUDA graphs and batches
+prepared while the one before runs, where they work.
 
 It picks the likeliest token and nothing else: for greedy jobs of architectures that support it (Llama's, not BLOOM's).
 """
@@ -7,10 +7,13 @@ It picks the likeliest token and nothing else: for greedy jobs of architectures 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from packaging.version import Version
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching import RequestStatus
 
@@ -22,6 +25,9 @@ from hfray.modelfolder import context_length, kv_values_per_token
 
 BLOCK_TOKENS = 256  # of the KV cache: transformers' default, by whatever name a version has it
 CPU_KV_CACHE_GIB = 1.0
+CPU_BATCH_TOKENS = 1024  # sdpa masks every token of a step against all of the others
+# 5.5 replays a graph of many short prompts for one long one: its longest query is a constant of the graph.
+GRAPHS_SINCE = Version("5.19")
 WAIT_SECONDS = 1.0  # for a token, before a look whether the manager's thread lives
 
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it has a warning for each request's end
@@ -48,7 +54,7 @@ class PagedEngine(Engine):
         capacity: requests run at once; None: 32 on a CPU, 256 on a GPU.
         batch_tokens: most tokens, of prompts and running requests together, in one step.
         num_blocks: of the KV cache, each of `BLOCK_TOKENS`; None: as many as the GPU's free memory holds.
-        prefix_caching: keep and reuse the blocks of shared beginnings of prompts.
+        prefix_caching: keep and reuse the blocks of shared beginnings of prompts; batches do not overlap then.
 
     Raises:
         ValueError: the model's attention cannot be paged, or there is no memory for the cache.
@@ -70,28 +76,43 @@ class PagedEngine(Engine):
                 f"backend.paged=true: {type(model).__name__} has an attention of its own, which cannot be paged. "
                 "Use backend.paged=false."
             )
-        self.tokenizer = tokenizer
-        self.capacity = capacity or (CPU_CAPACITY if model.device.type == "cpu" else MAX_CAPACITY)
+        on_cpu = model.device.type == "cpu"
+        self.tokenizer, self.context_length = tokenizer, context
+        self.capacity = capacity or (CPU_CAPACITY if on_cpu else MAX_CAPACITY)
         self._end_ids = end_ids(model, tokenizer)
         # pad_token_id: else it tells for each request that it takes the end's.
         greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(self._end_ids) or -1, pad_token_id=0)
-        batching = ContinuousBatchingConfig(
-            num_blocks=num_blocks, max_batch_tokens=batch_tokens, allow_block_sharing=prefix_caching
-        )
+        batching = {
+            "num_blocks": num_blocks,
+            "max_batch_tokens": min(batch_tokens, CPU_BATCH_TOKENS) if on_cpu else batch_tokens,
+            "allow_block_sharing": prefix_caching,
+            # A request cancelled while a batch of its is under way is missed where that completes a shared block.
+            "use_async_batching": False if prefix_caching else None,
+            "use_cuda_graph": None if Version(transformers.__version__) >= GRAPHS_SINCE else False,
+            "auto_switch_to_flash": False,  # backend.attention says which
+        }
+        known = {field.name for field in fields(ContinuousBatchingConfig)}
+        batching = ContinuousBatchingConfig(**{name: value for name, value in batching.items() if name in known})
         try:
+            if not on_cpu:
+                torch.cuda.set_device(model.device)  # whose memory it measures
             self._manager = model.init_continuous_batching(greedy, batching)
             self._manager.warmup()
-        except (ValueError, AttributeError, MemoryError) as error:
+        except (ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"backend.paged=true: transformers cannot run {type(model).__name__} so: {error}. "
                 "Use backend.paged=false."
             ) from error
         cache = self._manager.batch_processor.cache
-        # Versions that keep layers of unlike attention in groups give a token a place in each.
-        self._free_blocks = cache.num_blocks // getattr(cache, "num_groups", 1)
-        most = self._free_blocks * BLOCK_TOKENS
-        self.context_length = most if context is None else min(context, most)
-        self._waiting, self._first = WaitingRequests(), None
+        if (
+            getattr(cache, "num_groups", 1) > 1
+        ):  # of layers, by their attention: its blocks are not those of BLOCK_TOKENS
+            raise ValueError(
+                f"backend.paged=true: {type(model).__name__} has layers of unlike attention, which take transformers "
+                f"5.19 (this is {transformers.__version__}). Use backend.paged=false."
+            )
+        self._num_blocks = self._free_blocks = cache.num_blocks
+        self._started, self._waiting, self._first = False, WaitingRequests(), None
         self._running: dict[str, _Running] = {}
 
     @classmethod
@@ -122,9 +143,17 @@ class PagedEngine(Engine):
             raise RequestError(
                 f"generation.{beyond}: backend.paged=true is greedy and no more. Use backend.paged=false"
             )
+        if _blocks(request) > self._num_blocks:
+            tokens = len(request.prompt_ids) + request.max_new_tokens
+            raise RequestError(
+                f"prompt and completion may take {tokens} tokens, and the KV cache holds "
+                f"{self._num_blocks * BLOCK_TOKENS - 1}: raise backend.kv_cache_gib, or lower generation.max_new_tokens"
+            )
         self._waiting.add(request)
 
     def step(self) -> list[StepOutput]:
+        if self._started and not self._manager.is_running():
+            raise EngineDiedError("the thread of transformers' continuous batching has ended")
         self._start()
         if not self._running:
             return []
@@ -158,13 +187,14 @@ class PagedEngine(Engine):
             self._manager.cancel_request(request_id)
         if self._manager.is_running():
             self._manager.stop(block=True)
+        self._manager = None
 
     def _start(self) -> None:
         while len(self._running) < self.capacity:
             request = self._first or next(iter(self._waiting.take(1, self.ending)), None)
             if request is None:
                 break
-            blocks = -(-(len(request.prompt_ids) + request.max_new_tokens) // BLOCK_TOKENS)
+            blocks = _blocks(request)
             self._first = request if blocks > self._free_blocks else None
             if self._first is not None:
                 break
@@ -177,7 +207,8 @@ class PagedEngine(Engine):
                 streaming=True,
                 eos_token_id=-1 if request.params.ignore_eos else sorted(self._end_ids),
             )
-        if self._running and not self._manager.is_running():
+        if self._running and not self._started:
+            self._started = True
             self._manager.start()  # with something to do: 5.5 ends at once where batches overlap and there is none
 
     def _read(self, result: Any) -> StepOutput:
@@ -200,3 +231,8 @@ class PagedEngine(Engine):
 
     def _forget(self, request_id: str) -> None:
         self._free_blocks += self._running.pop(request_id).blocks
+
+
+def _blocks(request: Request) -> int:
+    """How many blocks a request may take: 5.5 counts a token more than there is."""
+    return (len(request.prompt_ids) + request.max_new_tokens) // BLOCK_TOKENS + 1

@@ -120,6 +120,7 @@ class Client(FastHttpUser):
                     continue
                 event = json.loads(line[6:])
                 if "error" in event:
+                    tokens = 0
                     return event["error"]["message"]
                 now = time.monotonic()
                 if event["choices"] and event["choices"][0]["text"]:
