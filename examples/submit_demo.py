@@ -66,12 +66,13 @@ def head(folder: Path, num_cpus: int | None = None) -> Iterator[dict[str, str]]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports of loopback that nothing listens on, and that no system gives away by itself before we come to use them."""
+    found: set[int] = set()
+    while len(found) < count:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", secrets.choice(range(20_000, 32_768))))
+            found.add(probe.getsockname()[1])
+    return list(found)
 
 
 def wait_for(process: subprocess.Popen, address: str, token: str, log: Path) -> None:
