@@ -21,8 +21,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED) ## questions in, a real model's answers out: the main job in one word
 	$(BIN)/python -m jobs.batch input.path=examples/questions.jsonl output.path=outputs/demo
 
+# Two at a time: most tests wait for processes of their own.
 test: $(INSTALLED) ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 submit-demo: $(INSTALLED) ## the demo as `ray job submit` sends it, to a head started for it on this machine
 	$(BIN)/python examples/submit_demo.py

@@ -66,9 +66,6 @@ def _save(folder: Path, config, model_class, seed: int = 0) -> Path:
     return folder
 
 
-EXIT_STATUS = pytest.StashKey[int]()
-
-
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory) -> Path:
     """A random GPT-2 of two layers, context 128."""
@@ -224,18 +221,3 @@ def run_job(
     """Run a command as its users do, in a process of its own."""
     command = [sys.executable, "-m", module, *map(str, overrides)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
-
-
-def pytest_sessionfinish(session, exitstatus) -> None:
-    session.config.stash[EXIT_STATUS] = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config) -> None:
-    """All is told by now; what threads of model libraries do as the process is torn down must not change the status.
-
-    One full run of 600 that had passed ended so, in a segmentation fault.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(config.stash.get(EXIT_STATUS, 1))
