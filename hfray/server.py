@@ -26,7 +26,7 @@ from ray.serve.schema import LoggingConfig
 from hfray import cluster
 from hfray.composition import compose
 from hfray.config import ServeSettings, SettingsError, build
-from hfray.engines.capacity import capacity_of
+from hfray.engines.capacity import least_capacity_of
 from hfray.guard import read_key_digests
 from hfray.metrics import MetricsBoard
 
@@ -91,11 +91,12 @@ def application(settings: ServeSettings) -> Application:
     pool = cluster.pool_of(ray, settings)
     cluster.check_resources(ray, pool)
     low, high = settings.workers.bounds
-    capacity = capacity_of(settings)
+    # More than an engine takes would never come: what is beyond its queue is refused, and no replica would be added.
+    target = least_capacity_of(settings)
     scale = {"num_replicas": low}
     if high > low:
         bounds = {"min_replicas": low, "initial_replicas": low, "max_replicas": high}
-        scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": capacity, "upscale_delay_s": 10}}
+        scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": target, "upscale_delay_s": 10}}
     actor = {name: value for name, value in pool.booking.items() if value is not None}
     logs = LoggingConfig(log_level="INFO" if settings.verbose else "WARNING")
     replica = serve.deployment(serve.ingress()(Replica), name="Engine").options(

@@ -96,7 +96,8 @@ import sys, pathlib, ray
 from hfray.engines.load import load_engine
 from tests.conftest import batch_settings
 
-settings = batch_settings("conf=local_openvino", f"model.source={sys.argv[1]}", "input.path=-", "output.path=-")
+overrides = ["conf=local_openvino", f"model.source={sys.argv[1]}", "backend.batch_size=7"]
+settings = batch_settings(*overrides, "input.path=-", "output.path=-")
 ray.init(logging_level="ERROR")
 load = ray.remote(lambda: load_engine(settings, folder=pathlib.Path("/of/another/node"), threads=1).capacity)
 print(ray.get([load.options(num_cpus=0.5, resources={"slot": 0.5}).remote() for _ in range(6)]))
@@ -109,7 +110,7 @@ def test_each_cache_is_filled_once(cluster, caches, s3_model, s3_environment):
     here = environment(cluster, **s3_environment, PYTHONPATH=str(Path(__file__).parent.parent))
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str([128] * 6)
+    assert done.stdout.strip() == str([7] * 6)
     assert len(makings(caches[0])) == 1  # for two nodes
     assert len(makings(caches[2])) == 1
 

@@ -14,6 +14,7 @@ import torch
 
 from hfray.engines.base import EngineDiedError
 from hfray.engines.base import Request as GenRequest
+from hfray.engines.capacity import capacity_for_cache, capacity_of, least_capacity_of
 from hfray.engines.checkpoint import check_fits
 from hfray.engines.completion import Prompt
 from hfray.engines.lengths import ExpectedLength
@@ -21,7 +22,7 @@ from hfray.engines.loop import EngineLoop
 from hfray.engines.params import GenerationParams, RequestError
 from hfray.engines.prefixes import PrefixIndex
 from hfray.modelfolder import weight_bytes
-from tests.conftest import QUESTIONS
+from tests.conftest import QUESTIONS, batch_settings
 
 TRANSFORMERS = ["transformers-gpt2", "transformers-bloom", "transformers-llama", "paged-llama"]
 ENGINES = ["fake", *TRANSFORMERS, "openvino-gpt2", "vllm-llama"]
@@ -99,7 +100,7 @@ def test_a_sampled_row_depends_on_its_own_seed_only(loop, request):
 
 
 def test_a_stop_string_ends_the_row_and_is_not_in_its_text(loop, request):
-    greedy = "paged" in request.node.callspec.id  # whose text, of a random model, repeats itself
+    greedy = "paged" in request.node.callspec.id  # its text repeats itself, and takes `stop` from where it first stands
     params = GenerationParams(max_new_tokens=24, temperature=0.0 if greedy else 1.0)
     whole = loop.generate(PROMPTS, params)
     prompt, text = next((p, c.text) for p, c in zip(PROMPTS, whole, strict=True) if len(c.text) > 8)
@@ -402,6 +403,20 @@ def test_the_first_prompts_may_come_from_several_threads_at_once(tiny_gpt2_ir):
     )
     for _ in range(3):  # without the cure, more than every second try hung
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(10_000, 128), (64_000, 200), (1 << 20, 256)])
+def test_openvino_runs_as_many_rows_as_its_cache_has_room_for(tokens, rows):
+    assert capacity_for_cache(tokens) == rows
+
+
+@pytest.mark.parametrize(
+    ("backend", "least"), [([], 128), (["backend.batch_size=7"], 7), (["conf=fake"], 64), (["conf=smollm2_cpu"], 32)]
+)
+def test_replicas_are_added_by_what_an_engine_surely_takes(backend, least):
+    """With the most that it may take, an engine of a small KV cache refused requests and none was added."""
+    settings = batch_settings(*backend, "input.path=-", "output.path=-")
+    assert least_capacity_of(settings) == least <= capacity_of(settings)
 
 
 def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):

@@ -62,7 +62,7 @@ def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> En
         folder,
         device=device,
         properties=properties,
-        capacity=capacity_of(settings),
+        capacity=backend.batch_size,
         batch_tokens=backend.batch_tokens,
         kv_cache_gib=backend.kv_cache_gib,
         machine_share=min(1.0, threads / cores) if threads else 1.0,

@@ -13,6 +13,7 @@ import openvino_genai as genai
 import psutil
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
+from hfray.engines.capacity import capacity_for_cache
 from hfray.engines.prefixes import DEFAULT_TOKENS, PrefixIndex
 from hfray.engines.waiting import WaitingRequests
 from hfray.modelfolder import TOKENIZER_FILES, context_length, kv_values_per_token
@@ -69,7 +70,7 @@ class OpenVINOEngine(Engine):
         folder: the IR folder (`openvino_model.xml`, `openvino_tokenizer.xml`, `config.json`).
         device: "CPU", "GPU", ...
         properties: OpenVINO properties, passed through untouched.
-        capacity: sequences run at once.
+        capacity: sequences run at once; None: 128 to 256, as the KV cache has room.
         batch_tokens: most tokens (of prompts and running sequences) in one step.
         kv_cache_gib: size of the KV cache; None takes a quarter of the free memory, times `machine_share`.
         machine_share: how much of the machine is this engine's, where several share it; 0 to 1.
@@ -82,7 +83,7 @@ class OpenVINOEngine(Engine):
         *,
         device: str = "CPU",
         properties: Mapping[str, Any] | None = None,
-        capacity: int = 128,
+        capacity: int | None = None,
         batch_tokens: int = 512,
         kv_cache_gib: float | None = None,
         machine_share: float = 1.0,
@@ -90,13 +91,13 @@ class OpenVINOEngine(Engine):
     ) -> None:
         self.tokenizer = OpenVINOTokenizer(folder)
         self.context_length = context_length(folder)
-        self.capacity = capacity
+        self._kv_cache_gib = max(1, round(kv_cache_gib or _kv_cache_gib(machine_share)))
+        self.capacity = capacity or capacity_for_cache(self._kv_cache_tokens(folder))
         scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = max(1, round(kv_cache_gib or _kv_cache_gib(machine_share)))
-        scheduler.max_num_seqs = capacity
-        scheduler.max_num_batched_tokens = max(batch_tokens, capacity)
+        scheduler.cache_size = self._kv_cache_gib
+        scheduler.max_num_seqs = self.capacity
+        scheduler.max_num_batched_tokens = max(batch_tokens, self.capacity)
         scheduler.enable_prefix_caching = prefix_caching
-        self._kv_cache_gib = scheduler.cache_size
         properties = dict(properties or {})
         try:
             self._pipeline = genai.ContinuousBatchingPipeline(
