@@ -104,9 +104,8 @@ class PagedEngine(Engine):
                 "Use backend.paged=false."
             ) from error
         cache = self._manager.batch_processor.cache
-        if (
-            getattr(cache, "num_groups", 1) > 1
-        ):  # of layers, by their attention: its blocks are not those of BLOCK_TOKENS
+        # Groups of layers, by their attention: the cache's blocks are not of BLOCK_TOKENS then.
+        if getattr(cache, "num_groups", 1) > 1:
             raise ValueError(
                 f"backend.paged=true: {type(model).__name__} has layers of unlike attention, which take transformers "
                 f"5.19 (this is {transformers.__version__}). Use backend.paged=false."
