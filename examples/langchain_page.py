@@ -15,12 +15,11 @@ from pathlib import Path
 from langchain_core.prompts import PromptTemplate
 
 from hfray import HuggingFacePipeline
-from hfray.composition import compose
-from hfray.config import BatchSettings, build
+from hfray.composition import load_settings
 from hfray.models import fetch
 
 DEVICE = -1
-MODEL = str(fetch(build(BatchSettings, compose("batch", ["input.path=-", "output.path=-"])).model))
+MODEL = str(fetch(load_settings(["input.path=-", "output.path=-"]).model))
 
 print("--- Model loading")
 hf = HuggingFacePipeline.from_model_id(

@@ -16,8 +16,7 @@ from langchain_core.prompts import PromptTemplate
 from langchain_huggingface import HuggingFacePipeline as Theirs
 
 from hfray import HuggingFacePipeline
-from hfray.composition import compose
-from hfray.config import BatchSettings, build
+from hfray.composition import load_settings
 from hfray.models import fetch, prepare
 
 COUNT, NEW_TOKENS = 64, 32
@@ -28,7 +27,7 @@ def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "questions.jsonl"
     questions = [json.loads(line) for line in path.read_text().splitlines()][:COUNT]
     questions = [{"question": row["question"]} for row in questions]
-    settings = build(BatchSettings, compose("batch", ["input.path=-", "output.path=-"]))
+    settings = load_settings(["input.path=-", "output.path=-"])
     folder, ir = str(fetch(settings.model)), str(prepare(settings))
     prompt = PromptTemplate.from_template("Question: {question}\n\nAnswer: Let's think step by step.")
     options = {"pipeline_kwargs": {"max_new_tokens": NEW_TOKENS, "do_sample": False}, "batch_size": 2}

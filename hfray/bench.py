@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -52,6 +52,8 @@ class BenchOptions:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BenchSettings(BatchSettings):
     """A batch job's settings, and what of it to measure."""
+
+    ROOT: ClassVar = "bench"
 
     bench: BenchOptions
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,8 @@ class PageOutput:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CompareSettings:
     """What `jobs.compare` takes."""
+
+    ROOT: ClassVar = "compare"
 
     first: str
     second: str

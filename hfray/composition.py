@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from hfray.config import POOL_GROUPS, PromptSettings, SettingsError, known_keys
-from hfray.urls import URL
+from hfray.config import POOL_GROUPS, BatchSettings, PromptSettings, SettingsError, build, known_keys
+from hfray.overrides import OVERRIDE, TypedText, quoted
 
 # Below these keys anything may be written: they go through to a library that has its own names.
 OPEN_KEYS = (
@@ -26,6 +29,7 @@ OPEN_KEYS = (
     "bench.paths.",
     "bench.variants.",
 )
+T = TypeVar("T")
 LIST_OF_POOLS = re.compile(r"workers=\s*\[")
 
 
@@ -35,8 +39,19 @@ def config_folder() -> Path:
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 
-def compose(root: str, overrides: list[str]) -> dict[str, Any]:
-    """Compose conf/`root`.yaml with `overrides` as Hydra does; returns plain values.
+def load_settings(overrides: Sequence[str] = (), kind: type[T] = BatchSettings) -> T:
+    """The settings of a run from what a command takes: `load_settings(["conf=bloom_gpu", "input.path=in.jsonl", ...])`.
+
+    Raises:
+        SettingsError: the settings cannot be used; the message names the key, its value and the remedy.
+    """
+    return build(kind, compose(kind, overrides))
+
+
+def compose(kind: type, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the conf/ file of a settings class with `overrides`, as Hydra does; returns plain values.
+
+    The value of a key that takes text is taken as it stands, whatever is in it; see `hfray.overrides`.
 
     Raises:
         SettingsError: an unknown key, group, preset or a must that is missing.
@@ -47,9 +62,11 @@ def compose(root: str, overrides: list[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     _check_pool_keys(overrides)
+    typed = TypedText(kind)
+    held = [typed.hold_back(override) for override in overrides]
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            config = hydra_compose(root, [opened for override in overrides for opened in _opened(override)])
+            config = hydra_compose(kind.ROOT, [opened for override in held for opened in _opened(override)])
             pools = config.get("workers")
             for number, pool in enumerate(pools if OmegaConf.is_list(pools) else []):
                 _name_choices(hydra_compose, f"workers[{number}]", pool)
@@ -59,12 +76,29 @@ def compose(root: str, overrides: list[str]) -> dict[str, Any]:
     if missing:
         raise SettingsError(f"{missing[0]} is not given. Add `{missing[0]}=...` to the command.")
     try:
-        values = OmegaConf.to_container(config, resolve=True)
+        values = typed.put_back(OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise SettingsError(str(error)) from error
     values.pop("conf", None)
+    _read_template(values.get("prompt"), overrides)
     _move_target(values.get("prompt"))
     return values
+
+
+def _read_template(prompt: dict[str, Any] | None, overrides: Sequence[str]) -> None:
+    """The text of `prompt.template_file`, without its last line end, becomes `prompt.template`. Raises SettingsError."""
+    path = prompt.pop("template_file", None) if prompt else None
+    if path is None:
+        return
+    both = next((override for override in overrides if override.lstrip("+").startswith("prompt.template=")), None)
+    if both:
+        raise SettingsError(f"prompt.template_file={path}: {both} is given too. Drop one of them.")
+    try:
+        prompt["template"] = Path(path).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"prompt.template_file={path}: cannot be read ({error}). Name a UTF-8 text file."
+        ) from error
 
 
 def _move_target(prompt: dict[str, Any] | None) -> None:
@@ -74,7 +108,7 @@ def _move_target(prompt: dict[str, Any] | None) -> None:
         prompt["target"] = {key: prompt.pop(key) for key in list(prompt) if key not in own}
 
 
-def _check_pool_keys(overrides: list[str]) -> None:
+def _check_pool_keys(overrides: Sequence[str]) -> None:
     """Refuse keys below `workers` beside a list of pools: they belong into one of these. Raises SettingsError."""
     single = next((override for override in overrides if override.lstrip("+~").startswith("workers.")), None)
     if single and any(LIST_OF_POOLS.match(override) for override in overrides):
@@ -97,17 +131,18 @@ def _name_choices(hydra_compose: Any, key: str, pool: Any) -> None:
 
 def _opened(override: str) -> list[str]:
     """An override as Hydra takes it: keys below OPEN_KEYS added, `workers` replaced by a list of pools, not merged."""
-    key, _, value = override.partition("=")
     if LIST_OF_POOLS.match(override):
         return ["~workers", f"+{override}"]
-    if URL.fullmatch(value) and not re.search(r"[,'\"]", value):
-        override = f"{key}='{value}'"  # Hydra's grammar stops at the `=` of a URL's query
     return [f"++{override}" if override.startswith(OPEN_KEYS) else override]
 
 
-def _explain(error: Exception, overrides: list[str]) -> str:
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    if isinstance(error, OverrideParseException):
+        return _explain_grammar(error.override)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.startswith("Ambiguous value"):  # Hydra takes what stands between commas for several values
+        return _explain_grammar(text.partition("'")[2].rpartition("'")[0])
     for override in overrides:
         key, _, value = override.partition("=")
         if f"'{key.lstrip('+~')}'" not in text and f"'{key}/{value}'" not in text:
@@ -117,6 +152,18 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         close = difflib.get_close_matches(key, known_keys(), n=1)
         return f"{key}={value}: there is no such key. " + (f"Did you mean {close[0]}?" if close else "See --help.")
     return " ".join(lines[:3])
+
+
+def _explain_grammar(override: str) -> str:
+    """Which override Hydra's grammar does not read, and how it is quoted."""
+    override = override.removeprefix("++")  # which keys below OPEN_KEYS get here
+    match = OVERRIDE.fullmatch(override)
+    if match is None:
+        return f"{override}: is no key=value. Write it as KEY=VALUE, without spaces around the =."
+    return (
+        f"{override}: Hydra's grammar does not read the value of {match['key']}. "
+        f"If it is text, put it between quotes: {shlex.quote(match['key'] + '=' + quoted(match['value']))}"
+    )
 
 
 def _no_such_choice(key: str, value: str, group: str) -> str:

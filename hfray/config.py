@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -340,6 +340,8 @@ Workers = Annotated[
 class BatchSettings(EngineSettings):
     """A batch job; `workers` is one kind of workers, or a list of pools of them. A list of one is that one."""
 
+    ROOT: ClassVar = "batch"  # the file in conf/ that composes them
+
     prompt: PromptSettings
     input: InputSettings
     output: OutputSettings
@@ -403,6 +405,8 @@ def _check_pools(pools: list[PoolSettings]) -> None:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ServeSettings(EngineSettings):
     """The online service; `workers` is what one replica takes, and `serve.replicas` how many there are."""
+
+    ROOT: ClassVar = "serve"
 
     prompt: PromptSettings
     serve: ServerSettings = Field(default_factory=ServerSettings)

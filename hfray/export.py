@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic.dataclasses import dataclass
 
@@ -47,6 +47,8 @@ class ExportOutput:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportSettings(EngineSettings):
     """An export: model, task, weight format, and where to."""
+
+    ROOT: ClassVar = "export"
 
     output: ExportOutput
 

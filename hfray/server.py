@@ -24,8 +24,8 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from hfray import cluster
-from hfray.composition import compose
-from hfray.config import ServeSettings, SettingsError, build
+from hfray.composition import load_settings
+from hfray.config import ServeSettings, SettingsError
 from hfray.engines.capacity import least_capacity_of
 from hfray.guard import read_key_digests
 from hfray.metrics import MetricsBoard
@@ -65,7 +65,7 @@ def app(args: Mapping[str, Any]) -> Application:
     Raises:
         SettingsError: they cannot be used.
     """
-    return application(build(ServeSettings, compose("serve", overrides(args))))
+    return application(load_settings(overrides(args), ServeSettings))
 
 
 def overrides(args: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass as plain_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic.dataclasses import dataclass
 
@@ -35,6 +35,8 @@ class StatusOutput:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class StatusSettings:
     """What `jobs.status` takes."""
+
+    ROOT: ClassVar = "status"
 
     output: StatusOutput
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 import time
 
-from hfray.config import BatchSettings, build
+from hfray.config import BatchSettings
 from jobs.command import run, settings_of
 
 
 def main() -> int:
     started = time.time()
-    settings = build(BatchSettings, settings_of("batch", __doc__))
+    settings = settings_of(BatchSettings, __doc__)
     from hfray.summary import print_plan, print_summary
 
     if settings.plan:

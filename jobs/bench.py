@@ -5,14 +5,13 @@ python -m jobs.bench input.path=questions.jsonl input.limit=512 [conf=PRESET] [b
 
 from __future__ import annotations
 
-from hfray.config import build
 from jobs.command import run, settings_of
 
 
 def main() -> int:
     from hfray.bench import BenchSettings, format_table, run_bench
 
-    result = run_bench(build(BenchSettings, settings_of("bench", __doc__)))
+    result = run_bench(settings_of(BenchSettings, __doc__))
     print(format_table(result))
     print(f"all runs, settings and versions: {result['settings']['output']['path']}/bench-{result['case']}.json")
     return 0

@@ -6,18 +6,20 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import yaml
 
 from hfray.composition import compose, config_folder
-from hfray.config import SettingsError
+from hfray.config import SettingsError, build
 
+T = TypeVar("T")
 UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def settings_of(root: str, doc: str, argv: list[str] | None = None) -> dict[str, Any]:
-    """Composed settings from the command line; `--cfg` prints them and ends."""
+def settings_of(kind: type[T], doc: str | None, argv: list[str] | None = None) -> T:
+    """The settings of the command line, composed and checked; `--cfg` prints them as composed and ends."""
+    root = kind.ROOT
     keys = config_folder() / f"{root}.yaml"
     presets = ", ".join(sorted(path.stem for path in (config_folder() / "conf").glob("*.yaml")))
     presets = f"Presets (conf=...): {presets}. " if "- conf:" in keys.read_text() else ""
@@ -30,12 +32,12 @@ def settings_of(root: str, doc: str, argv: list[str] | None = None) -> dict[str,
         "overrides", nargs="*", metavar="key=value", help="Hydra overrides: conf=PRESET, group=choice, key=value"
     )
     parser.add_argument("--cfg", action="store_true", help="print the settings as composed, and end")
-    arguments = parser.parse_args(argv)
-    values = compose(root, arguments.overrides)
+    arguments = parser.parse_intermixed_args(argv)
+    values = compose(kind, arguments.overrides)
     if arguments.cfg:
         print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
-    return values
+    return build(kind, values)
 
 
 def run(main: Callable[[], int]) -> None:

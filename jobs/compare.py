@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from hfray.compare import CompareSettings, Comparison, compare, page
-from hfray.config import SettingsError, build
+from hfray.config import SettingsError
 from jobs.command import run, settings_of
 
 
 def main() -> int:
-    settings = build(CompareSettings, settings_of("compare", __doc__, _named(sys.argv[1:])))
+    settings = settings_of(CompareSettings, __doc__, _named(sys.argv[1:]))
     result = compare(settings)
     path = Path(settings.output.path).expanduser()
     try:
@@ -31,8 +31,7 @@ def _named(arguments: list[str]) -> list[str]:
     names, named = iter(("first", "second")), []
     for argument in arguments:
         key = None if "=" in argument or argument.startswith("-") else next(names, None)
-        quoted = argument.replace("\\", "\\\\").replace("'", "\\'")
-        named.append(argument if key is None else f"{key}='{quoted}'")
+        named.append(argument if key is None else f"{key}={argument}")
     return named
 
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from hfray.config import build
 from jobs.command import run, settings_of
 
 
 def main() -> int:
-    values = settings_of("export", __doc__)
     from hfray.export import ExportSettings, run_export
 
-    report = run_export(build(ExportSettings, values), Console(stderr=True))
+    report = run_export(settings_of(ExportSettings, __doc__), Console(stderr=True))
     print(report)
     return 0
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from hfray.config import ServeSettings, build
+from hfray.config import ServeSettings
 from jobs.command import run, settings_of
 
 
 def main() -> int:
-    settings = build(ServeSettings, settings_of("serve", __doc__))
+    settings = settings_of(ServeSettings, __doc__)
     from hfray.server import run_service, write_config
 
     if settings.emit is not None:

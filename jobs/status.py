@@ -5,13 +5,12 @@ python -m jobs.status output.path=answers
 
 from __future__ import annotations
 
-from hfray.config import build
 from hfray.status import StatusSettings, describe, read_status
 from jobs.command import run, settings_of
 
 
 def main() -> int:
-    settings = build(StatusSettings, settings_of("status", __doc__))
+    settings = settings_of(StatusSettings, __doc__)
     print("\n".join(describe(read_status(settings.output.path))))
     return 0
 

@@ -132,10 +132,9 @@ def tiny_gpt2_ir(tiny_gpt2, tmp_path_factory) -> Path:
 
 def batch_settings(*overrides: str):
     """Settings of a batch job, as the command line composes them."""
-    from hfray.composition import compose
-    from hfray.config import BatchSettings, build
+    from hfray.composition import load_settings
 
-    return build(BatchSettings, compose("batch", list(overrides)))
+    return load_settings(list(overrides))
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from hfray.bench import BenchSettings, format_table, run_bench, write_case
-from hfray.composition import compose
-from hfray.config import SettingsError, build
+from hfray.composition import load_settings
+from hfray.config import SettingsError
 from tests.conftest import QUESTIONS
 
 
 def bench_settings(*overrides):
-    return build(BenchSettings, compose("bench", list(overrides)))
+    return load_settings(list(overrides), BenchSettings)
 
 
 @pytest.mark.parametrize("suite", ["own", "peers", "savings"])

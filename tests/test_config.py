@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from hfray.composition import compose, config_folder
+from hfray.composition import config_folder, load_settings
 from hfray.config import BatchSettings, SettingsError, build
 from hfray.engines.params import GenerationParams
 from hfray.resume import fingerprint
@@ -101,7 +101,7 @@ def test_mistakes_are_named(overrides, words):
 
 def test_a_missing_must_is_named():
     with pytest.raises(SettingsError, match=r"input\.path is not given"):
-        compose("batch", ["output.path=x"])
+        load_settings(["output.path=x"])
 
 
 def test_open_keys_take_what_their_library_takes():
@@ -139,8 +139,8 @@ def test_a_mistake_is_exit_2_without_ray_and_without_a_traceback(tmp_path):
 
 def test_settings_are_checked_without_heavy_imports():
     code = (
-        "import sys; from hfray.composition import compose; from hfray.config import *;"
-        "build(BatchSettings, compose('batch', ['input.path=a', 'output.path=b']));"
+        "import sys; from hfray.composition import load_settings;"
+        "load_settings(['input.path=a', 'output.path=b']);"
         "print([m for m in ('ray', 'torch', 'transformers', 'openvino', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

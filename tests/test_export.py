@@ -10,8 +10,8 @@ import tokenizers
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from hfray.composition import compose
-from hfray.config import SettingsError, build
+from hfray.composition import load_settings
+from hfray.config import SettingsError
 from hfray.export import ExportSettings, fitting_group_size, group_size, run_export, try_folder
 from hfray.langchain import HuggingFacePipeline
 from tests.conftest import QUESTIONS, run_job
@@ -32,7 +32,7 @@ def test_a_tokenizer_that_cannot_be_converted_is_named_and_nothing_kept(tiny_gpt
 
 def settings_for(source, target, *overrides):
     common = ("conf=gpt2_openvino", f"model.source={source}", f"output.path={target}")
-    return build(ExportSettings, compose("export", [*common, *overrides]))
+    return load_settings([*common, *overrides], ExportSettings)
 
 
 def langchain(folder, **ov_config):

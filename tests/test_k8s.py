@@ -187,13 +187,13 @@ def test_ray_pods_have_what_an_engine_needs(name):
 
 
 def job_settings(name: str):
-    from hfray.composition import compose
-    from hfray.config import BatchSettings, build
+    from hfray.composition import load_settings
+    from hfray.config import BatchSettings
 
     words = shlex.split(resource(name)["spec"]["entrypoint"])
     assert words[:2] == ["python", "-m"]
     assert importlib.util.find_spec(words[2]) is not None
-    return build(BatchSettings, compose(words[2].removeprefix("jobs."), words[3:]))
+    return load_settings(words[3:], {"jobs.batch": BatchSettings}[words[2]])
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -224,15 +224,15 @@ def test_job_commands_compose(name):
 
 
 def test_service_composes():
-    from hfray.composition import compose
-    from hfray.config import ServeSettings, build
+    from hfray.composition import load_settings
+    from hfray.config import ServeSettings
 
     config = yaml.safe_load(resource("rayservice")["spec"]["serveConfigV2"])
     (application,) = config["applications"]
     module, name = application["import_path"].split(":")
     server = importlib.import_module(module)
     assert callable(getattr(server, name))
-    settings = build(ServeSettings, compose("serve", server.overrides(application["args"])))
+    settings = load_settings(server.overrides(application["args"]), ServeSettings)
     groups = cluster_of("rayservice")["workerGroupSpecs"]
     (group,) = [g for g in groups if settings.workers.labels.items() <= g["labels"].items()]
     assert settings.serve.host == "0.0.0.0"

@@ -20,8 +20,8 @@ import httpx
 import pytest
 import yaml
 
-from hfray.composition import compose
-from hfray.config import ServeSettings, SettingsError, build
+from hfray.composition import load_settings
+from hfray.config import ServeSettings, SettingsError
 from hfray.server import check, overrides
 from tests.conftest import run_job
 from tests.processes import WAIT_SECONDS, named
@@ -224,7 +224,7 @@ def test_a_port_that_is_taken_starts_nothing(pair):
 def test_keys_and_template_are_looked_at_before_anything_starts():
     for option, message in [("serve.api_keys=env:NO_SUCH_KEYS", "NO_SUCH_KEYS"), ("prompt.template='{'", "template")]:
         with pytest.raises(SettingsError, match=message):
-            check(build(ServeSettings, compose("serve", ["conf=fake", option])))
+            check(load_settings(["conf=fake", option], ServeSettings))
 
 
 def test_config_for_a_ray_service(tmp_path):

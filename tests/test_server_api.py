@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from hfray.api import build_api
-from hfray.composition import compose
-from hfray.config import ServeSettings, SettingsError, build
+from hfray.composition import load_settings
+from hfray.config import ServeSettings, SettingsError
 from hfray.guard import read_key_digests
 from hfray.service import Service, model_name
 from tests.conftest import run_job
@@ -20,7 +20,7 @@ FAKE = ("conf=fake", "model.source=fake-model")
 
 
 def settings(*overrides: str) -> ServeSettings:
-    return build(ServeSettings, compose("serve", [*FAKE, *overrides]))
+    return load_settings([*FAKE, *overrides], ServeSettings)
 
 
 def make(*overrides: str) -> Service:
