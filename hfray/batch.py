@@ -103,17 +103,18 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
 def _run(
     settings: BatchSettings, table: Table, output: OutputFolder, done: DoneRows, record: RunRecord, summary: Summary
 ) -> None:
-    from hfray import cluster, nodes
+    from hfray.cluster import check_resources, check_room, connected, pools_of
+    from hfray.nodes import check_shared, prepare_models
 
     record.enter_stage("starting Ray")
-    with cluster.connected(settings) as ray:
+    with connected(settings) as ray:
         summary.timeline["ray_ready"] = time.time()
-        pools = cluster.pools_of(ray, settings)
-        notes = [note for note in (cluster.check_resources(ray, pool) for pool in pools) if note]
-        cluster.check_room(ray, pools)
-        nodes.check_shared(ray, settings, table)
+        pools = pools_of(ray, settings)
+        notes = [note for note in (check_resources(ray, pool) for pool in pools) if note]
+        check_room(ray, pools)
+        check_shared(ray, settings, table)
         record.enter_stage("preparing the model")
-        pools, models = nodes.prepare_models(ray, pools)
+        pools, models = prepare_models(ray, pools)
         if models:
             about = {"models": models} if len(pools) > 1 else {"model": models[""]}
             output.write_json("run.json", (output.read_json("run.json") or {}) | about)

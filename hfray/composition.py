@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+import hfray
 from hfray.config import POOL_GROUPS, BatchSettings, PromptSettings, SettingsError, build, known_keys
 from hfray.overrides import OVERRIDE, TypedText, quoted
 
@@ -35,7 +36,7 @@ LIST_OF_POOLS = re.compile(r"workers=\s*\[")
 
 def config_folder() -> Path:
     """The folder of presets: inside the installed package, or at the top of a checkout."""
-    here = Path(__file__).parent
+    here = Path(hfray.__file__).parent
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 

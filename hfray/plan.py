@@ -132,17 +132,17 @@ def sample(table: Table, done: DoneRows) -> pa.Table:
 
 def _try_somewhere(settings: BatchSettings, rows: pa.Table) -> Trial:
     """In this process on this machine, else in a task on a node of the cluster that a worker would fit on."""
-    from hfray import cluster
+    from hfray.cluster import check_resources, connected, is_local, pools_of
 
     settings, *others = settings.pools.values()
     if others:
         print("several pools: the plan is what a worker of the first would do", file=sys.stderr, flush=True)
-    if cluster.is_local(settings):
+    if is_local(settings):
         threads = None if settings.workers.cpus == "auto" else settings.workers.cpus
         return try_rows(settings, rows, threads)
-    with cluster.connected(settings) as ray:
-        (pool,) = cluster.pools_of(ray, settings)
-        waiting = cluster.check_resources(ray, pool)
+    with connected(settings) as ray:
+        (pool,) = pools_of(ray, settings)
+        waiting = check_resources(ray, pool)
         if waiting:
             print(waiting, file=sys.stderr, flush=True)
         task, timeout = ray.remote(try_rows).options(**pool.booking, max_retries=0), settings.workers.start_timeout

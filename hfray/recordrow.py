@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from hfray import jsontypes, records
+from hfray import jsontypes
 from hfray.engines.completion import Completion
+from hfray.records import OUTPUT_COLUMNS, READ_FIELDS, answered, read_schema
 
 NAME = "record"  # the row_id where there is no id column: a record alone has no position
 
@@ -27,7 +28,7 @@ class ReadRow:
 
     def answered(self, prompt: str | None, completion: Completion | None, error: str | None) -> dict[str, Any]:
         """The output row, column by column; `error` is why there is no completion."""
-        table = records.answered(self.block, [prompt], [completion or Completion(error=error)])
+        table = answered(self.block, [prompt], [completion or Completion(error=error)])
         return table.to_pylist()[0]
 
 
@@ -47,7 +48,7 @@ class RecordRow:
         Raises:
             ValueError: a field has an output column's name, or a value that no column can hold.
         """
-        taken = [name for name in record if name in records.OUTPUT_COLUMNS]
+        taken = [name for name in record if name in OUTPUT_COLUMNS]
         if taken:
             raise ValueError(f"the field {taken[0]!r} has the name of an output column. Rename it.")
         columns = jsontypes.Columns()
@@ -58,8 +59,8 @@ class RecordRow:
             arrays = [jsontypes.to_array([record[name]], kind) for name, kind in kinds.items()]
             given = record.get(self._id_column) if self._id_column else None
             added = [pa.array([NAME if given is None else str(given)], pa.string()), pa.array([None], pa.string())]
-            block = pa.Table.from_arrays([*arrays, *added], schema=records.read_schema(schema))
-            values = block.drop_columns([field.name for field in records.READ_FIELDS]).to_pylist()
+            block = pa.Table.from_arrays([*arrays, *added], schema=read_schema(schema))
+            values = block.drop_columns([field.name for field in READ_FIELDS]).to_pylist()
         except (pa.ArrowException, UnicodeError, RecursionError) as error:
             raise ValueError(f"the record cannot be a row ({type(error).__name__}: {error})") from error
         return ReadRow(block, values[0] if values else {})

@@ -23,7 +23,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from hfray import cluster
+from hfray.cluster import check_resources, connected, is_local, pool_of
 from hfray.composition import load_settings
 from hfray.config import ServeSettings, SettingsError
 from hfray.engines.capacity import least_capacity_of
@@ -88,8 +88,8 @@ def application(settings: ServeSettings) -> Application:
     import ray
 
     digests = read_key_digests(settings.serve)
-    pool = cluster.pool_of(ray, settings)
-    cluster.check_resources(ray, pool)
+    pool = pool_of(ray, settings)
+    check_resources(ray, pool)
     low, high = settings.workers.bounds
     # More than an engine takes would never come: what is beyond its queue is refused, and no replica would be added.
     target = least_capacity_of(settings)
@@ -131,7 +131,7 @@ def run_service(settings: ServeSettings) -> None:
     check(settings)
     # Workers get process groups of their own: Ctrl-C at a terminal is for this process, which lets them finish.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
-    with cluster.connected(settings):
+    with connected(settings):
         if not settings.verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
         where = {"host": settings.serve.host, "port": settings.serve.port}
@@ -156,7 +156,7 @@ def check(settings: ServeSettings) -> None:
     except ValueError as error:
         raise SettingsError(str(error)) from error
     read_key_digests(settings.serve)
-    if not cluster.is_local(settings):
+    if not is_local(settings):
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

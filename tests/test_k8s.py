@@ -198,7 +198,7 @@ def job_settings(name: str):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_job_commands_compose(name):
-    from hfray import cluster
+    from hfray.cluster import worker_gpus
 
     settings = job_settings(name)
     assert settings.input.path.startswith("s3://")  # no pod's own disk
@@ -216,7 +216,7 @@ def test_job_commands_compose(name):
         container = group["template"]["spec"]["containers"][0]
         limits = container["resources"]["limits"]
         assert int(limits["cpu"]) == pool.workers.cpus
-        assert float(limits.get("nvidia.com/gpu", 0)) == cluster.worker_gpus(pool)
+        assert float(limits.get("nvidia.com/gpu", 0)) == worker_gpus(pool)
         assert container["image"].startswith("hfray-openvino:") == (pool.backend.name == "openvino")
         if "nvidia.com/gpu" in limits:
             tolerated = [t["key"] for t in group["template"]["spec"]["tolerations"]]
