@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from hfray.config import BatchSettings, SettingsError, to_plain
 from hfray.engines.capacity import capacity_of
+from hfray.formats import read_slice
 
 PREFIX_WORDS = 800  # about a thousand tokens
 LONG_WORDS = 600
@@ -115,7 +116,7 @@ def write_case(settings: BenchSettings, path: Path) -> int:
     from hfray.inputs import scan
 
     table = scan(settings.input)
-    rows = [row for piece in table.slices for block in table.read(piece, 4096) for row in block.to_pylist()]
+    rows = [row for piece in table.slices for block in read_slice(table, piece, 4096) for row in block.to_pylist()]
     questions = [row["question"] for row in rows if row.get("question")]
     filler = " ".join(questions).split() * 20
     case = settings.bench.case

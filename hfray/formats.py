@@ -298,3 +298,8 @@ def _parse_json(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
 
 
 READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "csv": _read_csv, "text": _read_text}
+
+
+def read_slice(table: Table, piece: Slice, rows_per_block: int) -> Iterator[pa.Table]:
+    """The rows of a slice as blocks of `read_schema`; a line that cannot be read is a row with an `error`."""
+    yield from READERS[piece.format](table, piece, rows_per_block)

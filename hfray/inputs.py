@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from pyarrow import fs
 
 from hfray import jsontypes
 from hfray.config import InputSettings, SettingsError
-from hfray.formats import READERS, Slice, format_of, scan_file
+from hfray.formats import Slice, format_of, read_slice, scan_file
 from hfray.records import OUTPUT_COLUMNS
 from hfray.storage import open_filesystem
 from hfray.urls import file_address
@@ -30,10 +29,6 @@ class Table:
     def num_rows(self) -> int:
         """Rows of the table, `input.limit` applied."""
         return sum(piece.rows for piece in self.slices)
-
-    def read(self, piece: Slice, rows_per_block: int) -> Iterator[pa.Table]:
-        """The rows of a slice as blocks of `read_schema`; a line that cannot be read is a row with an `error`."""
-        yield from READERS[piece.format](self, piece, rows_per_block)
 
 
 def scan(settings: InputSettings) -> Table:
@@ -163,7 +158,7 @@ def _check_ids(table: Table) -> None:
     lean = Table(replace_columns(table.settings, [column]), table.slices, table.schema, table.kinds)
     lean.schema = pa.schema([table.schema.field(column)])
     for piece in table.slices:
-        for block in lean.read(piece, 65536):
+        for block in read_slice(lean, piece, 65536):
             for row_id in block["row_id"].to_pylist():
                 key = hash(row_id)  # 64 bits: a row's memory here; only equal hashes are looked at again
                 if key in seen and _really_twice(lean, row_id):
@@ -177,7 +172,7 @@ def _check_ids(table: Table) -> None:
 def _really_twice(table: Table, row_id: str) -> bool:
     import pyarrow.compute as pc
 
-    blocks = (block for piece in table.slices for block in table.read(piece, 65536))
+    blocks = (block for piece in table.slices for block in read_slice(table, piece, 65536))
     return sum(pc.sum(pc.equal(block["row_id"], row_id)).as_py() or 0 for block in blocks) > 1
 
 

@@ -20,6 +20,7 @@ from hfray.blocks import Block, with_ticks
 from hfray.cluster import Pool
 from hfray.config import BatchSettings
 from hfray.engines.capacity import capacity_of
+from hfray.formats import read_slice
 from hfray.inputs import Table
 from hfray.nodes import home
 from hfray.outputs import OutputFolder, PartReport
@@ -54,7 +55,8 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
     been answered by then is written first.
     """
     _set_up_ray_data(job.settings.verbose)
-    size, writer = rows_per_block(job), Writer(job)
+    size, files = rows_per_block(job), job.settings.output
+    writer = Writer(job.output, job.run_id, files.rows_per_file, files.flush_seconds)
     table, done = ray.put(job.table), ray.put(job.done)
     slices = [{"slice": number} for number in range(len(job.table.slices))]
     rows = ray.data.from_items(slices, override_num_blocks=len(slices))
@@ -125,7 +127,7 @@ def read_pending(table: Any, done: Any, size: int, batch: dict[str, Any]) -> Ite
     """The rows of a slice that are not done yet; runs in a Ray Data task."""
     table, done = ray.get([table, done])
     for number in batch["slice"]:
-        for block in table.read(table.slices[number], size):
+        for block in read_slice(table, table.slices[number], size):
             pending = done.drop_from(block)
             if pending.num_rows:
                 yield pending
@@ -139,7 +141,10 @@ class Writer:
     takes them out and has them answered again.
     """
 
-    job: Job
+    output: OutputFolder
+    run_id: str
+    rows_per_file: int
+    flush_seconds: float
     report: PartReport = field(default_factory=PartReport)
     lost: list[Block] = field(default_factory=list)
     _blocks: list[Block] = field(default_factory=list)
@@ -153,12 +158,12 @@ class Writer:
         if not block.num_rows:
             return
         self._gather(block)
-        if self._rows >= self.job.settings.output.rows_per_file:
+        if self._rows >= self.rows_per_file:
             self.flush()
 
     def poll(self) -> PartReport:
         """Start a file if the oldest block has waited long enough; returns counts of what is written by now."""
-        if self._blocks and time.monotonic() - self._since >= self.job.settings.output.flush_seconds:
+        if self._blocks and time.monotonic() - self._since >= self.flush_seconds:
             self.flush()
         self._collect(timeout=0)
         return self.report
@@ -169,11 +174,10 @@ class Writer:
             return
         while len(self._writes) >= MAX_WRITES:
             self._collect(timeout=None)
-        name = f"part-{self.job.run_id}-{self._files:05d}.parquet"
-        output = self.job.output
+        name = f"part-{self.run_id}-{self._files:05d}.parquet"
         # A local folder is this machine's, whichever node answered the rows.
-        write = _write_part.options(scheduling_strategy=home()) if output.is_local else _write_part
-        task = write.remote(output, name, self.job.run_id, *(block.ref for block in self._blocks))
+        write = _write_part.options(scheduling_strategy=home()) if self.output.is_local else _write_part
+        task = write.remote(self.output, name, self.run_id, *(block.ref for block in self._blocks))
         self._writes[task] = (name, self._blocks)
         self._blocks, self._rows, self._files = [], 0, self._files + 1
 
@@ -205,7 +209,7 @@ class Writer:
             except ray.exceptions.RayError as error:
                 if not _is_loss(error) or any(block.source is None for block in blocks):
                     raise
-                self.job.output.drop_part(name)  # a first try may have written it and died before it said so
+                self.output.drop_part(name)  # a first try may have written it and died before it said so
                 self._keep_what_is_there(blocks)
 
     def _keep_what_is_there(self, blocks: list[Block]) -> None:

@@ -20,6 +20,7 @@ from hfray.contents import Lengths
 from hfray.engines.completion import Completion, Prompt
 from hfray.engines.loop import EngineDiedError
 from hfray.engines.params import RequestError
+from hfray.formats import read_slice
 from hfray.inputs import Table
 from hfray.outputs import OutputFolder
 from hfray.resume import DoneRows
@@ -121,7 +122,7 @@ def sample(table: Table, done: DoneRows) -> pa.Table:
     slices = [table.slices[i] for i in np.unique(np.linspace(0, len(table.slices) - 1, BLOCKS).astype(int))]
     each, found = -(-BLOCKS // len(slices)), []
     for piece in slices:
-        for number, block in enumerate(table.read(piece, BLOCK_ROWS)):
+        for number, block in enumerate(read_slice(table, piece, BLOCK_ROWS)):
             if number >= each:
                 break
             found.append(done.drop_from(block))

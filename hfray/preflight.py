@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from hfray.config import BatchSettings, SettingsError, to_plain
+from hfray.formats import read_slice
 from hfray.inputs import Table, scan
 from hfray.outputs import OutputFolder
 from hfray.records import output_schema
@@ -143,7 +144,7 @@ def done_rows(settings: BatchSettings, output: OutputFolder) -> DoneRows:
 
 def any_pending(table: Table, done: DoneRows) -> bool:
     """Whether any row of the table is not done; reads the table until it finds one."""
-    blocks = (block for piece in table.slices for block in table.read(piece, 65536))
+    blocks = (block for piece in table.slices for block in read_slice(table, piece, 65536))
     return any(done.drop_from(block).num_rows for block in blocks)
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfray.config import SettingsError
+from hfray.formats import read_slice
 from hfray.inputs import scan
 from hfray.outputs import OutputFolder, SupersededError
 from hfray.records import output_schema
@@ -65,7 +66,9 @@ def test_tables_in_object_storage(s3, s3_query, spelling, monkeypatch):
         "tables/two/t.parquet": ["t.parquet:0"],
     }.items():
         table = scan(settings(f"input.path=s3://bucket/{path}{query}").input)
-        found = [i for piece in table.slices for block in table.read(piece, 2) for i in block["row_id"].to_pylist()]
+        found = [
+            i for piece in table.slices for block in read_slice(table, piece, 2) for i in block["row_id"].to_pylist()
+        ]
         assert found == ids
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfray.config import InputSettings, SettingsError
+from hfray.formats import read_slice
 from hfray.inputs import scan
 
 ROWS = [
@@ -21,7 +22,7 @@ ROWS = [
 
 def read(path, rows_per_block=2, **options):
     table = scan(InputSettings(path=str(path), **options))
-    blocks = [block for piece in table.slices for block in table.read(piece, rows_per_block)]
+    blocks = [block for piece in table.slices for block in read_slice(table, piece, rows_per_block)]
     assert sum(block.num_rows for block in blocks) == table.num_rows
     assert all(block.num_rows <= rows_per_block for block in blocks)
     assert len({block.schema for block in blocks}) == 1
@@ -50,11 +51,16 @@ def test_files_of_several_paths_are_read_once_and_named_by_their_place(tmp_path)
     both = [str(tmp_path / "one"), str(tmp_path / "two")]
     read_once = scan(InputSettings(path=[*both, str(tmp_path / "two" / "a.jsonl"), str(tmp_path / "*" / "a.jsonl")]))
     ids = [
-        row for piece in read_once.slices for block in read_once.read(piece, 2) for row in block["row_id"].to_pylist()
+        row
+        for piece in read_once.slices
+        for block in read_slice(read_once, piece, 2)
+        for row in block["row_id"].to_pylist()
     ]
     assert ids == [f"{folder}/a.jsonl:0" for folder in both]
     alone = scan(InputSettings(path=[both[0], str(tmp_path / "one" / "a.jsonl")]))
-    assert [block["row_id"][0].as_py() for block in alone.read(alone.slices[0], 2)] == ids[:1]  # as beside another
+    assert [block["row_id"][0].as_py() for block in read_slice(alone, alone.slices[0], 2)] == ids[
+        :1
+    ]  # as beside another
 
 
 def test_parquet_values_come_out_as_they_were(tmp_path):
@@ -115,7 +121,7 @@ def test_folders_globs_and_lists(tmp_path):
     assert [row["row_id"] for row in read(tmp_path / "x")] == ["a.jsonl:0", "y/b.jsonl:0"]
     assert {row["q"] for row in read(tmp_path / "*/a.jsonl")} == {"x/a.jsonl", "z/a.jsonl"}
     table = scan(InputSettings(path=[str(tmp_path / "x"), str(tmp_path / "z")]))
-    ids = [i for s in table.slices for b in table.read(s, 10) for i in b["row_id"].to_pylist()]
+    ids = [i for s in table.slices for b in read_slice(table, s, 10) for i in b["row_id"].to_pylist()]
     assert len(set(ids)) == 3
 
 

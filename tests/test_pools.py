@@ -18,6 +18,7 @@ from hfray.batch import OK, JobError, run_batch
 from hfray.blocks import Block
 from hfray.cluster import pools_of
 from hfray.config import InputSettings, SettingsError, to_plain
+from hfray.formats import read_slice
 from hfray.inputs import scan
 from hfray.monitor import Monitor
 from hfray.report import flat
@@ -128,7 +129,7 @@ def test_a_worker_that_died_idle_is_given_rows_again(shared_ray, tmp_path):
     table(tmp_path, 16 * 24)
     settings = batch_settings("input.path=in.jsonl", "output.path=out", *QUICK, f"workers=[{fake('a')}, {fake('b')}]")
     read = scan(InputSettings(path=str(tmp_path / "in.jsonl")))
-    blocks = [Block(ray.put(rows), rows.num_rows) for piece in read.slices for rows in read.read(piece, 16)]
+    blocks = [Block(ray.put(rows), rows.num_rows) for piece in read.slices for rows in read_slice(read, piece, 16)]
     monitor = ray.remote(Monitor).remote(read.num_rows)
     with pools.Crew(pools_of(ray, settings)[:1], 16, monitor) as crew:
         answered = answer_all(crew, blocks[:12])
