@@ -21,8 +21,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from hfray import protocol
-from hfray.engines.base import EngineDiedError, GenerationParams, RequestError
-from hfray.engines.completion import Prompt
+from hfray.completion import Prompt
+from hfray.engines.base import GenerationParams, RequestError
+from hfray.errors import EngineDiedError
 from hfray.guard import TICKET, ApiError, Guard, error_response
 from hfray.recordrow import RecordRow
 from hfray.service import Service

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hfray.config import BatchSettings
+from hfray.errors import JobError, TooManyErrorsError
 from hfray.inputs import Table
 from hfray.outputs import OutputFolder, PartReport
 from hfray.preflight import any_pending, check, check_output, done_rows, output_folder, take_over
@@ -17,14 +18,6 @@ from hfray.runs import RunRecord
 
 OK, FAILED, UNUSABLE, TOO_MANY_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
 WHOLESALE_ROWS = 200  # that all failed: the job is stopped without waiting for the allowed share
-
-
-class TooManyErrorsError(RuntimeError):
-    """More rows failed than `errors.max_fraction` allows."""
-
-
-class JobError(RuntimeError):
-    """The job cannot go on; what is done is kept. The message is the cause, for a person."""
 
 
 @dataclass(slots=True)

@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from hfray.config import BatchSettings, SettingsError, to_plain
+from hfray.config import BatchSettings, to_plain
 from hfray.engines.capacity import capacity_of
+from hfray.errors import SettingsError
 from hfray.formats import read_slice
 
 PREFIX_WORDS = 800  # about a thousand tokens
@@ -252,7 +253,7 @@ def _cpu() -> str:
 
 def engine_alone(settings: BatchSettings, texts: list[str], model: dict[str, str]) -> Run:
     """Our engine and its loop, without Ray."""
-    from hfray.engines.completion import Prompt
+    from hfray.completion import Prompt
     from hfray.engines.load import load_engine
     from hfray.engines.loop import EngineLoop
 

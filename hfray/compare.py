@@ -21,8 +21,9 @@ from markupsafe import Markup, escape
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from hfray.config import STRICT, SettingsError
+from hfray.config import STRICT
 from hfray.contents import BATCH_ROWS, Lengths, count_rows, run_of
+from hfray.errors import SettingsError
 from hfray.history import Run, load_runs
 from hfray.outputs import OutputFolder
 from hfray.report import cut, flat, render

@@ -14,7 +14,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 import hfray
-from hfray.config import POOL_GROUPS, BatchSettings, PromptSettings, SettingsError, build, known_keys
+from hfray.config import POOL_GROUPS, BatchSettings, PromptSettings, build, known_keys
+from hfray.errors import SettingsError
 from hfray.overrides import OVERRIDE, TypedText, quoted
 
 # Below these keys anything may be written: they go through to a library that has its own names.

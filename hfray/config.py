@@ -16,7 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from hfray.engines.params import GenerationParams
+from hfray.errors import SettingsError
+from hfray.params import GenerationParams
 from hfray.urls import credentials_in
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -24,10 +25,6 @@ SECRET_KEY = re.compile(r"(.*_)?(token|secret|password|api_keys?|access_key)", r
 POOL_GROUPS = ("backend", "device", "model")  # that a pool may have of its own, as a mapping or a choice by name
 T = TypeVar("T")
 Task = Literal["text-generation", "text2text-generation", "summarization", "translation"]
-
-
-class SettingsError(ValueError):
-    """Settings or input that cannot be used: exit code 2, nothing started."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from hfray.config import STRICT, EngineSettings, OpenVINOBackend, SettingsError
+from hfray.config import STRICT, EngineSettings, OpenVINOBackend
+from hfray.errors import SettingsError
 from hfray.modelfolder import TOKENIZER_FILES, channels, is_ir
 from hfray.modelfolder import size as folder_size
 from hfray.models import cached, fetch
 
 if TYPE_CHECKING:
     from rich.console import Console
+
 
 GROUP_SIZES = (128, 64, 32, 16)
 TASKS = {
@@ -131,10 +133,10 @@ def run_export(settings: ExportSettings, console: Console) -> ExportReport:
 
 def try_folder(folder: Path, settings: EngineSettings) -> str:
     """Load an IR folder as a job would, and have it write; returns its text. Raises RuntimeError."""
-    from hfray.engines.completion import Prompt
+    from hfray.completion import Prompt
     from hfray.engines.load import load_engine
     from hfray.engines.loop import EngineLoop
-    from hfray.engines.params import GenerationParams
+    from hfray.params import GenerationParams
 
     try:
         loop = EngineLoop(

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfray import jsontypes
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from hfray.records import read_schema
 from hfray.storage import open_filesystem
 from hfray.urls import without_query
 
 if TYPE_CHECKING:
     from hfray.inputs import Table
+
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 FORMATS |= {".csv": "csv", ".txt": "text", ".text": "text"}

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hfray.config import ServerSettings, SettingsError, is_loopback
-from hfray.engines.base import EngineDiedError
+from hfray.config import ServerSettings, is_loopback
+from hfray.errors import EngineDiedError, SettingsError
 from hfray.session import Session
 
 OPEN_PATHS = {"/", "/health", "/openapi.json"}  # nothing of the model's or of anyone's requests

@@ -15,8 +15,8 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
+from hfray.completion import Completion
 from hfray.config import EngineSettings
-from hfray.engines.completion import Completion
 from hfray.localpipeline import Call, LocalPipeline
 from hfray.localsettings import (
     FIELDS,

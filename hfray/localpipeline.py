@@ -12,10 +12,11 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfray.engines.base import Engine, EngineDiedError, GenerationParams, RequestError
-from hfray.engines.completion import Completion, Prompt
+from hfray.completion import Completion, Prompt
+from hfray.engines.base import Engine, GenerationParams, RequestError
 from hfray.engines.load import SEQ2SEQ, load_engine
 from hfray.engines.loop import EngineLoop
+from hfray.errors import EngineDiedError
 from hfray.localsettings import (
     FORMAT,
     TASKS,
@@ -29,6 +30,7 @@ from hfray.localsettings import (
 
 if TYPE_CHECKING:
     from hfray.config import EngineSettings
+
 
 TIDY = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")]
 TIDY += [(f" '{end}", f"'{end}") for end in ("m", "s", "ve", "re")]

@@ -13,8 +13,8 @@ from typing import Any
 
 from hfray.config import EngineSettings, build
 from hfray.engines.load import SEQ2SEQ
-from hfray.engines.params import GenerationParams
 from hfray.modelfolder import CONTEXT_KEYS
+from hfray.params import GenerationParams
 
 logger = logging.getLogger(__name__)
 TASKS = ("text-generation", *sorted(SEQ2SEQ))

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from hfray.config import EngineSettings, ModelSettings, OpenVINOBackend, SettingsError, cache_folder
+from hfray.config import EngineSettings, ModelSettings, OpenVINOBackend, cache_folder
+from hfray.errors import SettingsError
 from hfray.modelfolder import has_tokenizer, is_hugging_face, is_ir
 
 PIP_SOURCE = re.compile(r"pip:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)/(?P<inside>.+)")

@@ -13,21 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from hfray.config import SettingsError
+from hfray.errors import SettingsError, SupersededError, WriteError
 from hfray.storage import open_filesystem
 
 OWN = "_hfray"
 ASIDE = f"{OWN}/writing"
 SAMPLES_PER_PART = 5
 ERRORS_KEPT = 20
-
-
-class WriteError(RuntimeError):
-    """Output could not be written: the job fails, and what was written before stays."""
-
-
-class SupersededError(WriteError):
-    """Another run has taken the output folder over."""
 
 
 @dataclass(slots=True)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hfray.config import BatchSettings, SettingsError
+from hfray.completion import Completion, Prompt
+from hfray.config import BatchSettings
 from hfray.contents import Lengths
-from hfray.engines.completion import Completion, Prompt
 from hfray.engines.loop import EngineDiedError
-from hfray.engines.params import RequestError
+from hfray.errors import RequestError, SettingsError
 from hfray.formats import read_slice
 from hfray.inputs import Table
 from hfray.outputs import OutputFolder

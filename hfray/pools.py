@@ -32,6 +32,7 @@ from hfray.worker import BatchWorker
 if TYPE_CHECKING:
     from hfray.pipeline import Writer
 
+
 MAX_BLOCK = 64  # rows: what the slowest worker is left with at the end is a few of these
 MAX_CALLS = 32  # blocks with a worker; rows that take long keep theirs open
 AHEAD = 16  # blocks read and not given out, at least

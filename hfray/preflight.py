@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from hfray.config import BatchSettings, SettingsError, to_plain
+from hfray.config import BatchSettings, to_plain
+from hfray.errors import SettingsError
 from hfray.formats import read_slice
 from hfray.inputs import Table, scan
 from hfray.outputs import OutputFolder

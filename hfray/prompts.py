@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfray.engines.completion import Prompt
-from hfray.engines.params import RequestError
+from hfray.completion import Prompt
+from hfray.errors import RequestError
 
 if TYPE_CHECKING:
     from hfray.config import PromptSettings
     from hfray.engines.base import Tokenizer
+
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 

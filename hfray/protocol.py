@@ -20,8 +20,8 @@ from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hfray.completion import Completion
 from hfray.engines.base import GenerationParams, Tokenizer
-from hfray.engines.completion import Completion
 from hfray.session import Token
 
 # Of no effect on the answer here.

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from hfray import jsontypes
-from hfray.engines.completion import Completion
+from hfray.completion import Completion
 from hfray.records import OUTPUT_COLUMNS, READ_FIELDS, answered, read_schema
 
 NAME = "record"  # the row_id where there is no id column: a record alone has no position

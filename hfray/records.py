@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from hfray.engines.completion import Completion
+from hfray.completion import Completion
 
 OUTPUT_FIELDS = [
     pa.field("row_id", pa.string()),

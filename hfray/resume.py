@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hfray.config import BatchSettings, SettingsError
+from hfray.config import BatchSettings
+from hfray.errors import SettingsError
 from hfray.outputs import OutputFolder
 
 # Of what goes through to a library, what changes the text; the rest (threads, streams, cache folders) only the speed.

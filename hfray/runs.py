@@ -23,6 +23,7 @@ from hfray.outputs import OWN, OutputFolder
 if TYPE_CHECKING:
     from hfray.batch import Summary
 
+
 BEAT_SECONDS = 5.0  # between two writes of the record
 SILENT_SECONDS = 60.0  # a run on another machine that wrote nothing for so long counts as stopped
 MAX_SAMPLES = 400  # points in time; when there are more, every second one is dropped

@@ -25,8 +25,9 @@ from ray.serve.schema import LoggingConfig
 
 from hfray.cluster import check_resources, connected, is_local, pool_of
 from hfray.composition import load_settings
-from hfray.config import ServeSettings, SettingsError
+from hfray.config import ServeSettings
 from hfray.engines.capacity import least_capacity_of
+from hfray.errors import SettingsError
 from hfray.guard import read_key_digests
 from hfray.metrics import MetricsBoard
 

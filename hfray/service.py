@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hfray.config import ServeSettings
-from hfray.engines.base import EngineDiedError
 from hfray.engines.process import ProcessEngine
+from hfray.errors import EngineDiedError
 from hfray.guard import Admission, ApiError
 from hfray.metrics import ServiceMetrics, exposition
 from hfray.session import Session

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hfray.completion import Completion, Prompt
 from hfray.engines.base import GenerationParams, RequestError, StepOutput
-from hfray.engines.completion import Completion, Prompt
 from hfray.engines.loop import EngineDiedError, EngineLoop
 
 Token = tuple[int, float, list[tuple[int, float]]]  # id, log-probability, the likeliest tokens' ids and theirs

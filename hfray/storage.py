@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from hfray.urls import URL, absolute
 
 

@@ -12,7 +12,7 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from pydantic import BaseModel
 
 from hfray import protocol
-from hfray.engines.base import EngineDiedError
+from hfray.errors import EngineDiedError
 from hfray.guard import ApiError, error_body
 from hfray.session import Piece, Session
 

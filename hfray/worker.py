@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 
 from hfray import records
-from hfray.engines.completion import Completion, Prompt
+from hfray.completion import Completion, Prompt
 from hfray.engines.loop import EngineDiedError, EngineLoop
-from hfray.engines.params import RequestError
+from hfray.errors import RequestError
 from hfray.gate import Gate
 from hfray.monitor import FATAL_DEATHS, GROUP_SIZES
 from hfray.workermetrics import WorkerMetrics

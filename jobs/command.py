@@ -11,7 +11,8 @@ from typing import TypeVar
 import yaml
 
 from hfray.composition import compose, config_folder
-from hfray.config import SettingsError, build
+from hfray.config import build
+from hfray.errors import SettingsError
 
 T = TypeVar("T")
 UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from hfray.compare import CompareSettings, Comparison, compare, page
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from jobs.command import run, settings_of
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfray.engines.completion import Prompt
+from hfray.completion import Prompt
 from hfray.engines.load import load_engine
 from hfray.engines.loop import EngineLoop
-from hfray.engines.params import GenerationParams
+from hfray.params import GenerationParams
 from tests.conftest import QUESTIONS, batch_settings
 
 NEW_TOKENS = 64

@@ -9,7 +9,7 @@ import pytest
 
 from hfray.bench import BenchSettings, format_table, run_bench, write_case
 from hfray.composition import load_settings
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from tests.conftest import QUESTIONS
 
 

@@ -14,10 +14,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from hfray.config import SettingsError
+from hfray.errors import SettingsError, SupersededError
 from hfray.formats import read_slice
 from hfray.inputs import scan
-from hfray.outputs import OutputFolder, SupersededError
+from hfray.outputs import OutputFolder
 from hfray.records import output_schema
 from hfray.resume import DoneRows
 from hfray.storage import open_filesystem

@@ -6,7 +6,7 @@ import pytest
 from markupsafe import Markup
 
 from hfray.compare import CompareSettings, PageOutput, Parting, compare, differing_settings, mark, page, parting
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from tests.conftest import run_job
 from tests.folders import row, write_part, write_run, write_settings
 

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from hfray.composition import config_folder, load_settings
-from hfray.config import BatchSettings, SettingsError, build
-from hfray.engines.params import GenerationParams
+from hfray.config import BatchSettings, build
+from hfray.errors import SettingsError
+from hfray.params import GenerationParams
 from hfray.resume import fingerprint
 from tests.conftest import batch_settings, run_job
 

@@ -12,16 +12,16 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from hfray.engines.base import EngineDiedError
+from hfray.completion import Prompt
 from hfray.engines.base import Request as GenRequest
 from hfray.engines.capacity import capacity_for_cache, capacity_of, least_capacity_of
 from hfray.engines.checkpoint import check_fits
-from hfray.engines.completion import Prompt
 from hfray.engines.lengths import ExpectedLength
 from hfray.engines.loop import EngineLoop
-from hfray.engines.params import GenerationParams, RequestError
 from hfray.engines.prefixes import PrefixIndex
+from hfray.errors import EngineDiedError, RequestError
 from hfray.modelfolder import weight_bytes
+from hfray.params import GenerationParams
 from tests.conftest import QUESTIONS, batch_settings
 
 TRANSFORMERS = ["transformers-gpt2", "transformers-bloom", "transformers-llama", "paged-llama"]
@@ -381,7 +381,7 @@ def test_engines_side_by_side_do_not_pin_their_threads_to_the_same_cores(tiny_gp
     """OpenVINO's default does: every process takes the first cores of the machine."""
     code = (
         "import os, pathlib; from hfray.engines.load import load_engine; from hfray.engines.loop import *;"
-        "from hfray.engines.params import GenerationParams; from tests.conftest import batch_settings;"
+        "from hfray.params import GenerationParams; from tests.conftest import batch_settings;"
         f"folder = pathlib.Path({str(tiny_gpt2_ir)!r}); settings = batch_settings('input.path=-', 'output.path=-');"
         "EngineLoop(load_engine(settings, folder=folder, threads=1)).generate([Prompt('Hello')], GenerationParams());"
         "print({len(os.sched_getaffinity(int(thread))) for thread in os.listdir('/proc/self/task')}, flush=True);"

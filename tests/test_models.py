@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from hfray.models import fetch, prepare
 from tests.conftest import batch_settings, run_job
 

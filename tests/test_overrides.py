@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hfray.composition import load_settings
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from tests.conftest import batch_settings
 
 IO = ["input.path=in.jsonl", "output.path=out"]

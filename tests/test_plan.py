@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from hfray.plan import Plan, Trial, make_plan
 from tests.conftest import batch_settings, run_job
 from tests.folders import row, write_part

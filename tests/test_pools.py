@@ -14,10 +14,11 @@ from collections import deque
 import pytest
 
 from hfray import pools
-from hfray.batch import OK, JobError, run_batch
+from hfray.batch import OK, run_batch
 from hfray.blocks import Block
 from hfray.cluster import pools_of
-from hfray.config import InputSettings, SettingsError, to_plain
+from hfray.config import InputSettings, to_plain
+from hfray.errors import JobError, SettingsError
 from hfray.formats import read_slice
 from hfray.inputs import scan
 from hfray.monitor import Monitor

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
+from hfray.completion import Prompt
 from hfray.engines.base import Request
-from hfray.engines.completion import Prompt
 from hfray.engines.loop import EngineLoop
-from hfray.engines.params import GenerationParams
 from hfray.engines.seq2seq import Seq2SeqEngine
+from hfray.params import GenerationParams
 from tests.conftest import QUESTIONS, run_job
 
 PROMPTS = [Prompt(question) for question in QUESTIONS]

@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 from hfray.composition import load_settings
-from hfray.config import ServeSettings, SettingsError
+from hfray.config import ServeSettings
+from hfray.errors import SettingsError
 from hfray.server import check, overrides
 from tests.conftest import run_job
 from tests.processes import WAIT_SECONDS, named

@@ -11,7 +11,8 @@ import pytest
 
 from hfray.api import build_api
 from hfray.composition import load_settings
-from hfray.config import ServeSettings, SettingsError
+from hfray.config import ServeSettings
+from hfray.errors import SettingsError
 from hfray.guard import read_key_digests
 from hfray.service import Service, model_name
 from tests.conftest import run_job

@@ -12,10 +12,10 @@ from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from hfray.engines.completion import Prompt
+from hfray.completion import Prompt
 from hfray.engines.load import load_engine
 from hfray.engines.loop import EngineLoop
-from hfray.engines.params import GenerationParams
+from hfray.params import GenerationParams
 from tests.processes import named
 from tests.serving import serving
 

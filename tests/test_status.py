@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from hfray.config import SettingsError
+from hfray.errors import SettingsError
 from hfray.runs import MAX_SAMPLES, RunRecord, read_runs
 from hfray.status import describe, read_status
 from tests.conftest import run_job

@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 from hfray.engines.attention import NAME, grouped_sdpa
 from hfray.engines.base import Request
 from hfray.engines.packed import PackedLinear, can_pack, pack_linears
-from hfray.engines.params import GenerationParams
 from hfray.engines.transformers import LARGE_PREFILL, TransformersEngine
+from hfray.params import GenerationParams
 
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="torch cannot pack weights on this CPU")
 

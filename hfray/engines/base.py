@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hfray.engines.params import GenerationParams, RequestError
+from hfray.errors import EngineDiedError, RequestError
+from hfray.params import GenerationParams
 
 __all__ = ["Engine", "EngineDiedError", "GenerationParams", "Request", "RequestError", "StepOutput", "Tokenizer"]
-
-
-class EngineDiedError(RuntimeError):
-    """The engine itself failed: no request's fault, and nothing more will come out of it."""
 
 
 class Tokenizer(Protocol):

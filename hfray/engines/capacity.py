@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hfray.config import EngineSettings
 
+
 CAPACITY = {"openvino": 256, "vllm": 256, "fake": 64}
 CPU_CAPACITY, MAX_CAPACITY = 32, 256  # of transformers on a CPU, and at most on a GPU, by its memory
 OPENVINO_LEAST = 128  # of OpenVINO however small its KV cache; 256 at once gave 8 % more on two cores

@@ -12,6 +12,7 @@ from hfray.engines.capacity import capacity_of
 if TYPE_CHECKING:
     from hfray.config import EngineSettings
 
+
 SEQ2SEQ = {"text2text-generation", "summarization", "translation"}
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from hfray.engines.base import Engine, EngineDiedError, GenerationParams, Request, RequestError, StepOutput
-from hfray.engines.completion import Completion, Prompt
+from hfray.completion import Completion, Prompt
+from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
 from hfray.engines.shared import RecentCompletions, share_key
 from hfray.engines.text import CompletionText
+from hfray.errors import EngineDiedError
 
 FULL = 0.8  # a step counts as full when at least this share of the engine's capacity is running
 

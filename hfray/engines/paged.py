@@ -17,10 +17,11 @@ from packaging.version import Version
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching import RequestStatus
 
-from hfray.engines.base import Engine, EngineDiedError, Request, RequestError, StepOutput
+from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
 from hfray.engines.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.waiting import WaitingRequests
+from hfray.errors import EngineDiedError
 from hfray.modelfolder import context_length, kv_values_per_token
 
 BLOCK_TOKENS = 256  # of the KV cache: transformers' default, by whatever name a version has it

@@ -16,8 +16,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from hfray.engines.base import Engine, EngineDiedError, Request, RequestError, StepOutput, Tokenizer
+from hfray.engines.base import Engine, Request, RequestError, StepOutput, Tokenizer
 from hfray.engines.load import SEQ2SEQ, load_engine
+from hfray.errors import EngineDiedError
 
 CLOSE_SECONDS = 5.0
 

@@ -8,8 +8,9 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hfray.engines.completion import Completion, Prompt
-    from hfray.engines.params import GenerationParams
+    from hfray.completion import Completion, Prompt
+    from hfray.params import GenerationParams
+
 
 RECENT_CHARACTERS = 64 << 20  # of texts kept
 RECENT_COUNT = 1 << 17

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-
-class RequestError(ValueError):
-    """A request's own fault (its prompt is too long, empty, not text): an error row, never a dead worker."""
+from hfray.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
