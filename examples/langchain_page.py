@@ -15,7 +15,7 @@ from pathlib import Path
 from langchain_core.prompts import PromptTemplate
 
 from hfray import HuggingFacePipeline
-from hfray.composition import load_settings
+from hfray.config.compose import load_settings
 from hfray.models import fetch
 
 DEVICE = -1

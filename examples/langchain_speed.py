@@ -16,7 +16,7 @@ from langchain_core.prompts import PromptTemplate
 from langchain_huggingface import HuggingFacePipeline as Theirs
 
 from hfray import HuggingFacePipeline
-from hfray.composition import load_settings
+from hfray.config.compose import load_settings
 from hfray.models import fetch, prepare
 
 COUNT, NEW_TOKENS = 64, 32

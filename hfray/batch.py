@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hfray.config import BatchSettings
+from hfray.config.batch import BatchSettings
 from hfray.errors import JobError, TooManyErrorsError
 from hfray.inputs import Table
 from hfray.outputs import OutputFolder, PartReport

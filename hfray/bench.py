@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from hfray.config import BatchSettings, to_plain
+from hfray.config.batch import BatchSettings
+from hfray.config.secrets import to_plain
 from hfray.engines.capacity import capacity_of
 from hfray.errors import SettingsError
 from hfray.formats import read_slice
@@ -190,7 +191,7 @@ def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> 
     config["output"] = {"path": str(output), "overwrite": True}
     config = OmegaConf.to_container(OmegaConf.merge(config, changes))
     code = (
-        "import json, sys, time; started = time.time(); from hfray.config import BatchSettings, build;"
+        "import json, sys, time; started = time.time(); from hfray.config.build import BatchSettings, build;"
         "from hfray.batch import run_batch; run_batch(build(BatchSettings, json.loads(sys.argv[1])), started)"
     )
     _output([sys.executable, "-c", code, json.dumps(config, default=str)])
@@ -296,7 +297,8 @@ def genai_directly(settings: BatchSettings, texts: list[str], model: dict[str, s
 
 
 def _main(name: str, payload: str) -> None:
-    from hfray.config import EngineSettings, PromptSettings, build
+    from hfray.config.build import build
+    from hfray.config.engine import EngineSettings, PromptSettings
     from hfray.prompts import RecordPrompt
 
     given = json.loads(payload)

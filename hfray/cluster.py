@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfray.config import BatchSettings
+from hfray.config.batch import BatchSettings
 from hfray.errors import SettingsError
 
 CORES_PER_WORKER = 16  # of one CPU engine, where workers.size and workers.cpus are auto

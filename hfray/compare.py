@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from hfray.config import STRICT
+from hfray.config.engine import STRICT
 from hfray.contents import BATCH_ROWS, Lengths, count_rows, run_of
 from hfray.errors import SettingsError
 from hfray.history import Run, load_runs

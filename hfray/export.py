@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from hfray.config import STRICT, EngineSettings, OpenVINOBackend
+from hfray.config.engine import STRICT, EngineSettings, OpenVINOBackend
 from hfray.errors import SettingsError
 from hfray.modelfolder import TOKENIZER_FILES, channels, is_ir
 from hfray.modelfolder import size as folder_size

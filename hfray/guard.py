@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hfray.config import ServerSettings, is_loopback
+from hfray.config.serve import ServerSettings, is_loopback
 from hfray.errors import EngineDiedError, SettingsError
 from hfray.session import Session
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from hfray import jsontypes
-from hfray.config import InputSettings
+from hfray.config.batch import InputSettings
 from hfray.errors import SettingsError
 from hfray.formats import Slice, format_of, read_slice, scan_file
 from hfray.records import OUTPUT_COLUMNS

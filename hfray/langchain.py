@@ -16,7 +16,7 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from hfray.completion import Completion
-from hfray.config import EngineSettings
+from hfray.config.engine import EngineSettings
 from hfray.localpipeline import Call, LocalPipeline
 from hfray.localsettings import (
     FIELDS,

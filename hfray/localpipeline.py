@@ -29,7 +29,7 @@ from hfray.localsettings import (
 )
 
 if TYPE_CHECKING:
-    from hfray.config import EngineSettings
+    from hfray.config.engine import EngineSettings
 
 
 TIDY = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")]

@@ -11,7 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hfray.config import EngineSettings, build
+from hfray.config.build import build
+from hfray.config.engine import EngineSettings
 from hfray.engines.load import SEQ2SEQ
 from hfray.modelfolder import CONTEXT_KEYS
 from hfray.params import GenerationParams

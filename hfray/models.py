@@ -22,7 +22,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from hfray.config import EngineSettings, ModelSettings, OpenVINOBackend, cache_folder
+from hfray.config.build import cache_folder
+from hfray.config.engine import EngineSettings, ModelSettings, OpenVINOBackend
 from hfray.errors import SettingsError
 from hfray.modelfolder import has_tokenizer, is_hugging_face, is_ir
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfray.cluster import Pool
-from hfray.config import BatchSettings
+from hfray.config.batch import BatchSettings
 from hfray.errors import SettingsError
 from hfray.inputs import Table
 from hfray.urls import is_url

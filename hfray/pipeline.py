@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from hfray import pools
 from hfray.blocks import Block, with_ticks
 from hfray.cluster import Pool
-from hfray.config import BatchSettings
+from hfray.config.batch import BatchSettings
 from hfray.engines.capacity import capacity_of
 from hfray.formats import read_slice
 from hfray.inputs import Table

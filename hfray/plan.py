@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfray.completion import Completion, Prompt
-from hfray.config import BatchSettings
+from hfray.config.batch import BatchSettings
 from hfray.contents import Lengths
 from hfray.engines.loop import EngineDiedError
 from hfray.errors import RequestError, SettingsError

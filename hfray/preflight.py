@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from hfray.config import BatchSettings, to_plain
+from hfray.config.batch import BatchSettings
+from hfray.config.secrets import to_plain
 from hfray.errors import SettingsError
 from hfray.formats import read_slice
 from hfray.inputs import Table, scan

@@ -9,7 +9,7 @@ from hfray.completion import Prompt
 from hfray.errors import RequestError
 
 if TYPE_CHECKING:
-    from hfray.config import PromptSettings
+    from hfray.config.engine import PromptSettings
     from hfray.engines.base import Tokenizer
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hfray.config import BatchSettings
+from hfray.config.batch import BatchSettings
 from hfray.errors import SettingsError
 from hfray.outputs import OutputFolder
 

@@ -24,8 +24,8 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from hfray.cluster import check_resources, connected, is_local, pool_of
-from hfray.composition import load_settings
-from hfray.config import ServeSettings
+from hfray.config.compose import load_settings
+from hfray.config.serve import ServeSettings
 from hfray.engines.capacity import least_capacity_of
 from hfray.errors import SettingsError
 from hfray.guard import read_key_digests

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from hfray.config import ServeSettings
+from hfray.config.serve import ServeSettings
 from hfray.engines.process import ProcessEngine
 from hfray.errors import EngineDiedError
 from hfray.guard import Admission, ApiError

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from hfray.config import STRICT
+from hfray.config.engine import STRICT
 from hfray.contents import count_rows
 from hfray.errors import SettingsError
 from hfray.outputs import OutputFolder

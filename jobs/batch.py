@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from hfray.config import BatchSettings
+from hfray.config.batch import BatchSettings
 from jobs.command import run, settings_of
 
 

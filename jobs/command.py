@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import yaml
 
-from hfray.composition import compose, config_folder
-from hfray.config import build
+from hfray.config.build import build
+from hfray.config.compose import compose, config_folder
 from hfray.errors import SettingsError
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from hfray.config import ServeSettings
+from hfray.config.serve import ServeSettings
 from jobs.command import run, settings_of
 
 

@@ -132,7 +132,7 @@ def tiny_gpt2_ir(tiny_gpt2, tmp_path_factory) -> Path:
 
 def batch_settings(*overrides: str):
     """Settings of a batch job, as the command line composes them."""
-    from hfray.composition import load_settings
+    from hfray.config.compose import load_settings
 
     return load_settings(list(overrides))
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hfray.bench import BenchSettings, format_table, run_bench, write_case
-from hfray.composition import load_settings
+from hfray.config.compose import load_settings
 from hfray.errors import SettingsError
 from tests.conftest import QUESTIONS
 

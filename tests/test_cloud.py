@@ -164,7 +164,7 @@ def test_secrets_in_urls_are_refused_unsaid(key, url):
 
 
 def test_tokens_in_settings_are_not_written():
-    from hfray.config import to_plain
+    from hfray.config.secrets import to_plain
 
     plain = to_plain(settings("input.path=-", f"model.kwargs.token={SECRET}", "model.kwargs.max_tokens=7"))
     assert plain["model"]["kwargs"] == {"token": "***", "max_tokens": 7}

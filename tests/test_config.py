@@ -8,8 +8,9 @@ import sys
 import pytest
 import yaml
 
-from hfray.composition import config_folder, load_settings
-from hfray.config import BatchSettings, build
+from hfray.config.batch import BatchSettings
+from hfray.config.build import build
+from hfray.config.compose import config_folder, load_settings
 from hfray.errors import SettingsError
 from hfray.params import GenerationParams
 from hfray.resume import fingerprint
@@ -140,7 +141,7 @@ def test_a_mistake_is_exit_2_without_ray_and_without_a_traceback(tmp_path):
 
 def test_settings_are_checked_without_heavy_imports():
     code = (
-        "import sys; from hfray.composition import load_settings;"
+        "import sys; from hfray.config.compose import load_settings;"
         "load_settings(['input.path=a', 'output.path=b']);"
         "print([m for m in ('ray', 'torch', 'transformers', 'openvino', 'pyarrow') if m in sys.modules])"
     )

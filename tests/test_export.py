@@ -10,7 +10,7 @@ import tokenizers
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from hfray.composition import load_settings
+from hfray.config.compose import load_settings
 from hfray.errors import SettingsError
 from hfray.export import ExportSettings, fitting_group_size, group_size, run_export, try_folder
 from hfray.langchain import HuggingFacePipeline

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfray.config import InputSettings
+from hfray.config.batch import InputSettings
 from hfray.errors import SettingsError
 from hfray.formats import read_slice
 from hfray.inputs import scan

@@ -187,8 +187,8 @@ def test_ray_pods_have_what_an_engine_needs(name):
 
 
 def job_settings(name: str):
-    from hfray.composition import load_settings
-    from hfray.config import BatchSettings
+    from hfray.config.batch import BatchSettings
+    from hfray.config.compose import load_settings
 
     words = shlex.split(resource(name)["spec"]["entrypoint"])
     assert words[:2] == ["python", "-m"]
@@ -224,8 +224,8 @@ def test_job_commands_compose(name):
 
 
 def test_service_composes():
-    from hfray.composition import load_settings
-    from hfray.config import ServeSettings
+    from hfray.config.compose import load_settings
+    from hfray.config.serve import ServeSettings
 
     config = yaml.safe_load(resource("rayservice")["spec"]["serveConfigV2"])
     (application,) = config["applications"]

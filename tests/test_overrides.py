@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from hfray.composition import load_settings
+from hfray.config.compose import load_settings
 from hfray.errors import SettingsError
 from tests.conftest import batch_settings
 
@@ -118,7 +118,7 @@ def test_a_service_takes_text_from_its_manifest():
     from hfray.server import overrides
 
     args = {"conf": "fake", "prompt": {"template": "Rate (1-5): {question}"}}
-    from hfray.config import ServeSettings
+    from hfray.config.serve import ServeSettings
 
     assert load_settings(overrides(args), ServeSettings).prompt.template == "Rate (1-5): {question}"
     assert json.loads(json.dumps(args)) == args

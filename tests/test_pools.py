@@ -17,7 +17,8 @@ from hfray import pools
 from hfray.batch import OK, run_batch
 from hfray.blocks import Block
 from hfray.cluster import pools_of
-from hfray.config import InputSettings, to_plain
+from hfray.config.batch import InputSettings
+from hfray.config.secrets import to_plain
 from hfray.errors import JobError, SettingsError
 from hfray.formats import read_slice
 from hfray.inputs import scan

@@ -20,8 +20,8 @@ import httpx
 import pytest
 import yaml
 
-from hfray.composition import load_settings
-from hfray.config import ServeSettings
+from hfray.config.compose import load_settings
+from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
 from hfray.server import check, overrides
 from tests.conftest import run_job

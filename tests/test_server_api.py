@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from hfray.api import build_api
-from hfray.composition import load_settings
-from hfray.config import ServeSettings
+from hfray.config.compose import load_settings
+from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
 from hfray.guard import read_key_digests
 from hfray.service import Service, model_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hfray.config import EngineSettings
+    from hfray.config.engine import EngineSettings
 
 
 CAPACITY = {"openvino": 256, "vllm": 256, "fake": 64}

@@ -10,7 +10,7 @@ from hfray.engines.base import Engine
 from hfray.engines.capacity import capacity_of
 
 if TYPE_CHECKING:
-    from hfray.config import EngineSettings
+    from hfray.config.engine import EngineSettings
 
 
 SEQ2SEQ = {"text2text-generation", "summarization", "translation"}

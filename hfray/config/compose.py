@@ -1,4 +1,4 @@
-"""Hydra's composition of conf/: a command's overrides in, plain values out, which `hfray.config.build` checks."""
+"""Hydra's composition of conf/: a command's overrides in, plain values out, which `hfray.config.build.build` checks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 import hfray
-from hfray.config import POOL_GROUPS, BatchSettings, PromptSettings, build, known_keys
+from hfray.config.batch import BatchSettings
+from hfray.config.build import build, known_keys
+from hfray.config.engine import PromptSettings
+from hfray.config.overrides import OVERRIDE, TypedText, quoted
+from hfray.config.workers import POOL_GROUPS
 from hfray.errors import SettingsError
-from hfray.overrides import OVERRIDE, TypedText, quoted
 
 # Below these keys anything may be written: they go through to a library that has its own names.
 OPEN_KEYS = (
@@ -53,7 +56,7 @@ def load_settings(overrides: Sequence[str] = (), kind: type[T] = BatchSettings) 
 def compose(kind: type, overrides: Sequence[str]) -> dict[str, Any]:
     """Compose the conf/ file of a settings class with `overrides`, as Hydra does; returns plain values.
 
-    The value of a key that takes text is taken as it stands, whatever is in it; see `hfray.overrides`.
+    The value of a key that takes text is taken as it stands, whatever is in it; see `hfray.config.overrides`.
 
     Raises:
         SettingsError: an unknown key, group, preset or a must that is missing.

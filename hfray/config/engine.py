@@ -1,0 +1,162 @@
+"""Settings of an engine: model, backend, device, prompt, generation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from hfray.config.secrets import _no_secrets
+from hfray.params import GenerationParams
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Task = Literal["text-generation", "text2text-generation", "summarization", "translation"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelSettings:
+    """Which model; the fields are those of `from_pretrained`."""
+
+    source: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _no_secrets("model.source", self.source)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OpenVINOBackend:
+    """OpenVINO GenAI's continuous batching; `ov_config` goes to OpenVINO untouched."""
+
+    name: Literal["openvino"]
+    ov_config: dict[str, Any] = Field(default_factory=dict)
+    weight_format: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
+    group_size: int | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    batch_tokens: int = Field(default=512, ge=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    prefix_caching: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TransformersBackend:
+    """transformers and torch; `attention` is `attn_implementation`; None: sdpa, reading shared key-value heads once.
+
+    `kv_cache_gib` and `prefix_caching` are those of `paged`, transformers' own continuous batching.
+    """
+
+    name: Literal["transformers"]
+    attention: str | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    batch_tokens: int = Field(default=8192, ge=1)
+    paged: bool = False
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    prefix_caching: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class VLLMBackend:
+    """vLLM's engine; `options` are its `EngineArgs`, passed through untouched."""
+
+    name: Literal["vllm"]
+    options: dict[str, Any] = Field(default_factory=dict)
+    batch_size: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    prefix_caching: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FakeBackend:
+    """No model: deterministic text, and faults on demand (`hfray.engines.fake`)."""
+
+    name: Literal["fake"]
+    batch_size: int | None = Field(default=None, ge=1)
+    tokens_per_step: int = Field(default=1 << 20, ge=1)
+    step_seconds: float = Field(default=0.0, ge=0)
+    context_length: int = Field(default=1 << 20, ge=1)
+    fail_on: str | None = None
+    die_on: str | None = None
+    hang_on: str | None = None
+    freeze_on: str | None = None
+    answer_log: str | None = None
+    hold_after: int = Field(default=0, ge=0)
+    hold_until: str | None = None
+
+
+Backend = OpenVINOBackend | TransformersBackend | VLLMBackend | FakeBackend
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DeviceSettings:
+    """Where the model runs: `index` -1 CPU, n the n-th GPU; `map` an accelerate device map; `name` OpenVINO's."""
+
+    index: int | None = Field(default=None, ge=-1)
+    map: str | dict[str, Any] | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.map is not None and self.index is not None and self.index >= 0:
+            raise ValueError(
+                f"device.index={self.index} and device.map={self.map!r} are both given: one GPU, or a map over several. "
+                "Drop one of them."
+            )
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether an engine needs a CUDA GPU from Ray (an Intel GPU under OpenVINO is `name`, and none of these)."""
+        return self.map not in (None, "cpu") or (self.index is not None and self.index >= 0)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PromptSettings:
+    """How a record becomes a prompt: a LangChain template, or `target`, a LangChain object of the user's own."""
+
+    template: str | None = None
+    format: Literal["f-string", "jinja2", "mustache"] = "f-string"
+    chat: bool = False
+    system: str | None = None
+    target: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EngineSettings:
+    """All that decides an engine and its text: what `load_engine` takes, for every way of running it."""
+
+    model: ModelSettings
+    task: Task = "text-generation"
+    backend: Backend = Field(discriminator="name")
+    device: DeviceSettings = Field(default_factory=DeviceSettings)
+    generation: dict[str, Any] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task == "text-generation" and (self.params.num_beams or 1) > 1:
+            raise ValueError(
+                f"generation.num_beams={self.params.num_beams}: beam search runs for sequence-to-sequence tasks only. "
+                "Drop it, or sample with generation.temperature."
+            )
+        if self.backend.name == "transformers" and self.backend.paged:
+            self._check_paged()
+
+    def _check_paged(self) -> None:
+        beyond = self.params.beyond_greedy
+        if self.task != "text-generation":
+            beyond = f"task={self.task}"
+        elif self.device.map is not None:
+            beyond = f"device.map={self.device.map}"
+        elif beyond is not None:
+            beyond = f"generation.{beyond}"
+        if beyond is not None:
+            raise ValueError(
+                f"{beyond}: backend.paged=true is text-generation on one device, greedy and no more. "
+                "Use backend.paged=false."
+            )
+
+    @property
+    def params(self) -> GenerationParams:
+        """The generation settings, checked."""
+        return GenerationParams.from_mapping(self.generation)
