@@ -22,10 +22,10 @@ from starlette.exceptions import HTTPException
 
 from hfray import protocol
 from hfray.completion import Prompt
+from hfray.data.records import RecordRow
 from hfray.engines.base import GenerationParams, RequestError
 from hfray.errors import EngineDiedError
 from hfray.guard import TICKET, ApiError, Guard, error_response
-from hfray.recordrow import RecordRow
 from hfray.service import Service
 from hfray.session import Session
 from hfray.streams import died, dump, stream_chat, stream_record, stream_text

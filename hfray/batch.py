@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hfray.config.batch import BatchSettings
+from hfray.data.done_rows import DoneRows
+from hfray.data.output import OutputFolder, PartReport
+from hfray.data.table import Table
 from hfray.errors import JobError, TooManyErrorsError
-from hfray.inputs import Table
-from hfray.outputs import OutputFolder, PartReport
 from hfray.preflight import any_pending, check, check_output, done_rows, output_folder, take_over
 from hfray.report import try_report
-from hfray.resume import DoneRows
 from hfray.runs import RunRecord
 
 OK, FAILED, UNUSABLE, TOO_MANY_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130

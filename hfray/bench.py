@@ -20,9 +20,9 @@ from pydantic.dataclasses import dataclass
 
 from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
+from hfray.data.readers import read_slice
 from hfray.engines.capacity import capacity_of
 from hfray.errors import SettingsError
-from hfray.formats import read_slice
 
 PREFIX_WORDS = 800  # about a thousand tokens
 LONG_WORDS = 600
@@ -115,7 +115,7 @@ def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
 
 def write_case(settings: BenchSettings, path: Path) -> int:
     """Write the case's records (one column, `question`) as JSONL; returns how many."""
-    from hfray.inputs import scan
+    from hfray.data.scan import scan
 
     table = scan(settings.input)
     rows = [row for piece in table.slices for block in read_slice(table, piece, 4096) for row in block.to_pylist()]

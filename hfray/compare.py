@@ -23,11 +23,11 @@ from pydantic.dataclasses import dataclass
 
 from hfray.config.engine import STRICT
 from hfray.contents import BATCH_ROWS, Lengths, count_rows, run_of
+from hfray.data.done_rows import HASH, hash_ids
+from hfray.data.output import OutputFolder
 from hfray.errors import SettingsError
 from hfray.history import Run, load_runs
-from hfray.outputs import OutputFolder
 from hfray.report import cut, flat, render
-from hfray.resume import HASH, hash_ids
 
 DIFFERING_READ = 20_000  # rows that differ, whose texts are read to see where they part
 WORDS_COMPARED = 400  # of each text of a pair on the page; difflib's time grows with their product

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from hfray.outputs import OutputFolder
+from hfray.data.output import OutputFolder
 
 BATCH_ROWS = 1 << 16
 SMALL_COLUMNS = ["row_id", "finish_reason", "num_prompt_tokens", "num_generated_tokens", "error"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from hfray.outputs import OutputFolder
+from hfray.data.output import OutputFolder
 from hfray.progress import occupancy
 from hfray.runs import SAMPLE_FIELDS, STOPPED, read_runs
 

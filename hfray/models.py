@@ -187,7 +187,7 @@ def _in_process(function: Callable, *args: object) -> None:
 def _from_cloud(source: str) -> Path:
     from pyarrow import fs
 
-    from hfray.storage import open_filesystem
+    from hfray.data.paths import open_filesystem
 
     try:
         filesystem, root = open_filesystem(source, "model.source")

@@ -12,8 +12,8 @@ from typing import Any
 
 from hfray.cluster import Pool
 from hfray.config.batch import BatchSettings
+from hfray.data.table import Table
 from hfray.errors import SettingsError
-from hfray.inputs import Table
 from hfray.urls import is_url
 
 LOOK_AT_NODES = 16  # for a file that all should see: a few tell as much as a thousand

@@ -13,12 +13,14 @@ import psutil
 
 from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
+from hfray.data.done_rows import DoneRows
+from hfray.data.output import OutputFolder
+from hfray.data.readers import read_slice
+from hfray.data.records import output_schema
+from hfray.data.scan import scan
+from hfray.data.table import Table
 from hfray.errors import SettingsError
-from hfray.formats import read_slice
-from hfray.inputs import Table, scan
-from hfray.outputs import OutputFolder
-from hfray.records import output_schema
-from hfray.resume import DoneRows, check_fingerprint, fingerprint
+from hfray.resume import check_fingerprint, fingerprint
 from hfray.runs import process_lives
 from hfray.urls import is_url
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hfray.contents import Contents, read_contents
+from hfray.data.output import OutputFolder
 from hfray.history import Run, course, load_runs, moment, pools, stage_seconds, tail_seconds, workers
-from hfray.outputs import OutputFolder
 from hfray.progress import duration
 
 PAGE = "report.html"

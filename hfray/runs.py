@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from pyarrow import fs
 
-from hfray.outputs import OWN, OutputFolder
+from hfray.data.output import OWN, OutputFolder
 
 if TYPE_CHECKING:
     from hfray.batch import Summary

@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 
 from hfray.config.engine import STRICT
 from hfray.contents import count_rows
+from hfray.data.output import OutputFolder
 from hfray.errors import SettingsError
-from hfray.outputs import OutputFolder
 from hfray.progress import TimeLeft, coarse, duration, engine_words, pace_words, pool_words
 from hfray.runs import BEAT_SECONDS, RUNNING, SAMPLE_FIELDS, STOPPED, read_runs
 

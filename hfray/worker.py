@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from hfray import records
 from hfray.completion import Completion, Prompt
+from hfray.data import records
 from hfray.engines.loop import EngineDiedError, EngineLoop
 from hfray.errors import RequestError
 from hfray.gate import Gate

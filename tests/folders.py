@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfray.batch import Summary
-from hfray.outputs import OutputFolder, PartReport
-from hfray.records import OUTPUT_FIELDS
+from hfray.data.output import OutputFolder, PartReport
+from hfray.data.records import OUTPUT_FIELDS
 from hfray.runs import RunRecord
 
 GONE = 2**22 + 1  # a process id that none has

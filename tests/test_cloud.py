@@ -14,13 +14,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from hfray.data.done_rows import DoneRows
+from hfray.data.output import OutputFolder
+from hfray.data.paths import open_filesystem
+from hfray.data.readers import read_slice
+from hfray.data.records import output_schema
+from hfray.data.scan import scan
 from hfray.errors import SettingsError, SupersededError
-from hfray.formats import read_slice
-from hfray.inputs import scan
-from hfray.outputs import OutputFolder
-from hfray.records import output_schema
-from hfray.resume import DoneRows
-from hfray.storage import open_filesystem
 from hfray.urls import credentials_in, file_address, without_query
 from tests.conftest import S3_SECRET as SECRET
 from tests.conftest import batch_settings, run_job

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfray.config.batch import InputSettings
+from hfray.data.readers import read_slice
+from hfray.data.scan import scan
 from hfray.errors import SettingsError
-from hfray.formats import read_slice
-from hfray.inputs import scan
 
 ROWS = [
     {"question": "when?", "day": "2024-01-01", "meta": {"a": 1, "b": [1, 2]}, "n": 1, "flag": True},
@@ -127,7 +127,7 @@ def test_folders_globs_and_lists(tmp_path):
 
 
 def test_slices_of_a_large_file_cover_it_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfray.formats.SLICE_BYTES", 100)
+    monkeypatch.setattr("hfray.data.readers.SLICE_BYTES", 100)
     rows = [{"q": f"question {i} {'x' * (i % 50)}"} for i in range(100)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     table = scan(InputSettings(path=str(path)))

@@ -48,8 +48,8 @@ def test_done_rows_are_neither_sampled_nor_counted(table):
     out = table.parent / "out"
     wanted = settings(table)
     done = [row(n) | {"question": "q"} for n in range(250)]
-    from hfray.inputs import scan
-    from hfray.records import output_schema
+    from hfray.data.records import output_schema
+    from hfray.data.scan import scan
 
     write_part(out, "aaaa", 0, done, output_schema(scan(wanted.input).schema))
     (out / "_hfray" / "run.json").write_text(json.dumps({"fingerprint": fingerprint(wanted)}))

@@ -19,9 +19,9 @@ from hfray.blocks import Block
 from hfray.cluster import pools_of
 from hfray.config.batch import InputSettings
 from hfray.config.secrets import to_plain
+from hfray.data.readers import read_slice
+from hfray.data.scan import scan
 from hfray.errors import JobError, SettingsError
-from hfray.formats import read_slice
-from hfray.inputs import scan
 from hfray.monitor import Monitor
 from hfray.report import flat
 from hfray.resume import fingerprint

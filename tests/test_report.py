@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from hfray.contents import Lengths, count_rows, group_name, read_contents
+from hfray.data.output import OutputFolder
 from hfray.history import course, load_runs, stage_seconds, tail_seconds
-from hfray.outputs import OutputFolder
 from hfray.report import cut, flat, report_page, shorten, write_report
 from hfray.status import describe, read_status
 from tests.conftest import run_job

@@ -84,7 +84,7 @@ def test_no_run_there(tmp_path):
 
 def test_a_record_is_kept_up_to_date_and_small(tmp_path, monkeypatch):
     from hfray.batch import Summary
-    from hfray.outputs import OutputFolder
+    from hfray.data.output import OutputFolder
 
     monkeypatch.setattr("hfray.runs.BEAT_SECONDS", 0.05)
     (tmp_path / "_hfray").mkdir()
@@ -105,7 +105,7 @@ def test_a_record_is_kept_up_to_date_and_small(tmp_path, monkeypatch):
 
 def test_a_run_that_raises_has_failed(tmp_path):
     from hfray.batch import Summary
-    from hfray.outputs import OutputFolder
+    from hfray.data.output import OutputFolder
 
     (tmp_path / "_hfray").mkdir()
     output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})

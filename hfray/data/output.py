@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from hfray.data.paths import open_filesystem
 from hfray.errors import SettingsError, SupersededError, WriteError
-from hfray.storage import open_filesystem
 
 OWN = "_hfray"
 ASIDE = f"{OWN}/writing"

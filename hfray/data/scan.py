@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pyarrow as pa
 from pyarrow import fs
 
-from hfray import jsontypes
 from hfray.config.batch import InputSettings
+from hfray.data import jsontypes
+from hfray.data.paths import open_filesystem
+from hfray.data.readers import format_of, read_slice, scan_file
+from hfray.data.records import OUTPUT_COLUMNS
+from hfray.data.table import Slice, Table
 from hfray.errors import SettingsError
-from hfray.formats import Slice, format_of, read_slice, scan_file
-from hfray.records import OUTPUT_COLUMNS
-from hfray.storage import open_filesystem
 from hfray.urls import file_address
-
-
-@dataclass(slots=True)
-class Table:
-    """What a look at every file found: the columns' types, the number of rows, and slices to read them by."""
-
-    settings: InputSettings
-    slices: list[Slice]
-    schema: pa.Schema
-    kinds: dict[str, jsontypes.Kind] = field(default_factory=dict)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the table, `input.limit` applied."""
-        return sum(piece.rows for piece in self.slices)
 
 
 def scan(settings: InputSettings) -> Table:

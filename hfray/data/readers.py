@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,14 +14,15 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfray import jsontypes
+from hfray.data import jsontypes
+from hfray.data.paths import open_filesystem
+from hfray.data.records import read_schema
+from hfray.data.table import Slice
 from hfray.errors import SettingsError
-from hfray.records import read_schema
-from hfray.storage import open_filesystem
 from hfray.urls import without_query
 
 if TYPE_CHECKING:
-    from hfray.inputs import Table
+    from hfray.data.table import Table
 
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
@@ -29,19 +30,6 @@ FORMATS |= {".csv": "csv", ".txt": "text", ".text": "text"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 SLICE_BYTES = 64 << 20  # of a JSONL or text file: what one read task reads
 csv.field_size_limit(1 << 30)
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """A run of rows of one file, for one read task. Positions count from 0: rows of Parquet and CSV, else lines."""
-
-    uri: str
-    name: str
-    format: str
-    rows: int
-    first_position: int = 0
-    offset: int = 0
-    row_groups: tuple[int, ...] = ()
 
 
 def format_of(path: str) -> str | None:

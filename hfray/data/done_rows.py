@@ -1,0 +1,98 @@
+"""Which rows an output folder already holds."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hfray.data.output import OutputFolder
+
+HASH = np.dtype([("high", ">u8"), ("low", ">u8")])
+
+
+@dataclass(slots=True)
+class DoneRows:
+    """The ids of finished rows, small: a bitmap per input file where ids are positions, else 128-bit hashes."""
+
+    count: int = 0
+    failed: int = 0
+    bitmaps: dict[str, np.ndarray] = field(default_factory=dict)
+    hashes: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, output: OutputFolder, by_position: bool) -> DoneRows:
+        """Read the row ids of all finished files."""
+        positions: dict[str, list[np.ndarray]] = {}
+        hashes: list[np.ndarray] = []
+        count = failed = 0
+        for part in output.parts():
+            columns = ["row_id", "error"]
+            rows = pq.read_table(part, columns=columns, filesystem=output.filesystem, partitioning=None)
+            ids = rows["row_id"]
+            count += len(ids)
+            failed += len(ids) - rows["error"].null_count
+            if by_position:
+                for name, found in split_positions(ids.combine_chunks()):
+                    positions.setdefault(name, []).append(found)
+            else:
+                hashes.append(hash_ids(ids.to_pylist()))
+        bitmaps = {name: _bitmap(np.concatenate(found)) for name, found in positions.items()}
+        return cls(count, failed, bitmaps, None if by_position else np.sort(np.concatenate(hashes or [hash_ids([])])))
+
+    def drop_from(self, block: pa.Table) -> pa.Table:
+        """The rows of a block that are not done yet."""
+        if not self.count:
+            return block
+        ids = block["row_id"].combine_chunks()
+        done = np.zeros(len(ids), dtype=bool)
+        if self.hashes is not None:
+            done = _contains(self.hashes, hash_ids(ids.to_pylist()))
+        else:
+            start = 0
+            for name, positions in split_positions(ids):  # a block's rows are of one file
+                done[start : start + len(positions)] = _set_bits(self.bitmaps.get(name), positions)
+                start += len(positions)
+        return block.filter(pa.array(~done)) if done.any() else block
+
+
+def split_positions(ids: pa.Array) -> list[tuple[str, np.ndarray]]:
+    """Ids `name:position` as positions by file name, in the order in which the names first come."""
+    if not len(ids):
+        return []
+    parts = pc.extract_regex(ids, r"^(?P<name>(?s:.*)):(?P<position>\d+)$")
+    names = pc.dictionary_encode(pc.struct_field(parts, "name"))
+    positions = pc.struct_field(parts, "position").cast(pa.int64()).to_numpy(zero_copy_only=False)
+    codes = names.indices.to_numpy(zero_copy_only=False)
+    return [(name, positions[codes == code]) for code, name in enumerate(names.dictionary.to_pylist())]
+
+
+def hash_ids(ids: list[str]) -> np.ndarray:
+    """128-bit hashes of ids, as sortable bytes."""
+    digests = (hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=16).digest() for i in ids)
+    return np.frombuffer(b"".join(digests), dtype=HASH)
+
+
+def _contains(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    if not len(known):
+        return np.zeros(len(wanted), dtype=bool)
+    at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+    return known[at] == wanted
+
+
+def _bitmap(positions: np.ndarray) -> np.ndarray:
+    bits = np.zeros(int(positions.max()) + 1, dtype=bool)
+    bits[positions] = True
+    return np.packbits(bits)
+
+
+def _set_bits(bitmap: np.ndarray | None, positions: np.ndarray) -> np.ndarray:
+    if bitmap is None:
+        return np.zeros(len(positions), dtype=bool)
+    inside = positions < len(bitmap) * 8
+    at = np.where(inside, positions, 0)
+    return inside & ((bitmap[at >> 3] >> (7 - (at & 7))) & 1).astype(bool)
