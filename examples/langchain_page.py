@@ -16,7 +16,7 @@ from langchain_core.prompts import PromptTemplate
 
 from hfray import HuggingFacePipeline
 from hfray.config.compose import load_settings
-from hfray.models import fetch
+from hfray.models.source import fetch
 
 DEVICE = -1
 MODEL = str(fetch(load_settings(["input.path=-", "output.path=-"]).model))

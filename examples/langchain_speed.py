@@ -17,7 +17,7 @@ from langchain_huggingface import HuggingFacePipeline as Theirs
 
 from hfray import HuggingFacePipeline
 from hfray.config.compose import load_settings
-from hfray.models import fetch, prepare
+from hfray.models.source import fetch, prepare
 
 COUNT, NEW_TOKENS = 64, 32
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}

@@ -284,7 +284,7 @@ def _transformers_pipeline(settings: EngineSettings, given: dict[str, Any]) -> A
     from transformers import pipeline
 
     from hfray.engines.load import load_engine
-    from hfray.models import prepare
+    from hfray.models.source import prepare
 
     engine = load_engine(settings, folder=prepare(settings))
     tokenizer, options = engine.tokenizer.hf, dict(given)

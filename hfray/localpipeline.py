@@ -81,7 +81,7 @@ class LocalPipeline:
     @classmethod
     def load(cls, settings: EngineSettings, given: Mapping[str, Any]) -> LocalPipeline:
         """Load the settings' engine. Raises ValueError."""
-        from hfray.models import prepare
+        from hfray.models.source import prepare
 
         folder = prepare(settings)
         engine = load_engine(settings, folder=folder)

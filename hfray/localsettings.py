@@ -14,7 +14,7 @@ from typing import Any
 from hfray.config.build import build
 from hfray.config.engine import EngineSettings
 from hfray.engines.load import SEQ2SEQ
-from hfray.modelfolder import CONTEXT_KEYS
+from hfray.models.folder import CONTEXT_KEYS
 from hfray.params import GenerationParams
 
 logger = logging.getLogger(__name__)

@@ -50,7 +50,7 @@ def home() -> Any:
 
 
 def prepare_models(ray: Any, pools: Sequence[Pool]) -> tuple[list[Pool], dict[str, Any]]:
-    """The pools with the folder of their prepared model, and what the models are (`hfray.models.describe`), by pool.
+    """The pools with the folder of their prepared model, and what the models are (`hfray.models.source.describe`), by pool.
 
     On a cluster this happens on a node of the kind that a pool's workers will be on, before any of them starts: fetched
     and exported once where the nodes share `HFRAY_CACHE`, else once more by the first worker of every other node. The
@@ -93,7 +93,7 @@ def _prepare_there(ray: Any, pools: Sequence[Pool]) -> dict[str, tuple[Path, dic
 
 
 def _prepare(settings: BatchSettings) -> tuple[Path, dict[str, Any]]:
-    from hfray import models
+    from hfray.models import source as models
 
     return models.prepare(settings), models.describe(settings)
 

@@ -169,7 +169,7 @@ def check(settings: ServeSettings) -> None:
                 f"({error.strerror}). Name a free port, or stop what has it."
             ) from error
     if settings.backend.name != "fake":
-        from hfray.models import prepare
+        from hfray.models.source import prepare
 
         prepare(settings)
 

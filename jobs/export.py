@@ -11,7 +11,7 @@ from jobs.command import run, settings_of
 
 
 def main() -> int:
-    from hfray.export import ExportSettings, run_export
+    from hfray.tools.export import ExportSettings, run_export
 
     report = run_export(settings_of(ExportSettings, __doc__), Console(stderr=True))
     print(report)

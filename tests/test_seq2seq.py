@@ -21,7 +21,7 @@ GREEDY = GenerationParams(max_new_tokens=12, temperature=0)
 @pytest.fixture(scope="module")
 def tiny_t5_ir(tiny_t5, tmp_path_factory):
     """The T5 as an OpenVINO IR folder."""
-    from hfray.export import export
+    from hfray.models.openvino_ir import export
 
     folder = tmp_path_factory.mktemp("t5-ir") / "ir"
     export(tiny_t5, folder, task="text2text-generation")

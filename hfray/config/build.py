@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import re
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -37,12 +35,6 @@ def build(kind: type[T], values: dict[str, Any]) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(_explain_field(first, kind)) from error
-
-
-def cache_folder() -> Path:
-    """Where models are kept: `HFRAY_CACHE`, else `hfray` under the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HFRAY_CACHE") or Path(base) / "hfray").expanduser().absolute()
 
 
 def known_keys() -> list[str]:

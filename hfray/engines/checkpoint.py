@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfray.modelfolder import has_tokenizer, read_config, weight_bytes
+from hfray.models.folder import has_tokenizer, read_config, weight_bytes
 
 WEIGHTS_SHARE = 0.9  # of a GPU's free memory that weights may take at most: rows need some too
 

@@ -21,7 +21,7 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
 
     Args:
         folder: the prepared model folder; None, or one that another node prepared and this one does not see, fetches
-            and prepares it here (`hfray.models.prepare`).
+            and prepares it here (`hfray.models.source.prepare`).
         threads: CPU threads it may use; None leaves that to the library.
 
     Raises:
@@ -34,7 +34,7 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
         options = {key: value for key, value in vars(backend).items() if key not in ("name", "batch_size")}
         return FakeEngine(capacity=capacity_of(settings), **options)
     if folder is None or not folder.exists():
-        from hfray.models import prepare
+        from hfray.models.source import prepare
 
         folder = prepare(settings)
     return {"openvino": _openvino, "transformers": _transformers, "vllm": _vllm}[backend.name](

@@ -16,7 +16,7 @@ from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import capacity_for_cache
 from hfray.engines.prefixes import DEFAULT_TOKENS, PrefixIndex
 from hfray.engines.waiting import WaitingRequests
-from hfray.modelfolder import TOKENIZER_FILES, context_length, kv_values_per_token
+from hfray.models.folder import TOKENIZER_FILES, context_length, kv_values_per_token
 
 KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
 KV_CACHE_GIB = (1, 16)  # ... within these bounds

@@ -22,7 +22,7 @@ from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
 from hfray.engines.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.waiting import WaitingRequests
 from hfray.errors import EngineDiedError
-from hfray.modelfolder import context_length, kv_values_per_token
+from hfray.models.folder import context_length, kv_values_per_token
 
 BLOCK_TOKENS = 256  # of the KV cache: transformers' default, by whatever name a version has it
 CPU_KV_CACHE_GIB = 1.0

@@ -98,7 +98,7 @@ def load_apart(settings: Any, *, folder: Path | None = None, threads: int | None
     from hfray.engines.openvino import OpenVINOTokenizer
 
     if folder is None:
-        from hfray.models import prepare
+        from hfray.models.source import prepare
 
         folder = prepare(settings)
     return ProcessEngine(settings, folder, threads, OpenVINOTokenizer(folder))

@@ -21,7 +21,7 @@ from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
 from hfray.engines.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.sampling import Row, Sampler
 from hfray.engines.transformers import out_of_memory
-from hfray.modelfolder import context_length, read_config
+from hfray.models.folder import context_length, read_config
 
 BATCH_TOKENS = 8192
 UNSET_MAX_LENGTH = 20  # transformers' global default, which counts as not set

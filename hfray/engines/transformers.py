@@ -22,7 +22,7 @@ from hfray.engines.kvcache import BatchCache
 from hfray.engines.lengths import ExpectedLength
 from hfray.engines.packed import pack_linears
 from hfray.engines.sampling import Row, Sampler
-from hfray.modelfolder import context_length
+from hfray.models.folder import context_length
 
 LARGE_PREFILL = 512  # tokens; one as large as this leaves rows that would add much padding to the next
 PADDING_SHARE = 8  # an eighth of a large prefill's tokens may be padding

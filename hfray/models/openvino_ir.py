@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from pydantic.dataclasses import dataclass
-
-from hfray.config.engine import STRICT, EngineSettings, OpenVINOBackend
+from hfray.config.engine import EngineSettings, OpenVINOBackend
 from hfray.errors import SettingsError
-from hfray.modelfolder import TOKENIZER_FILES, channels, is_ir
-from hfray.modelfolder import size as folder_size
-from hfray.models import cached, fetch
+from hfray.models.cache import cached
+from hfray.models.folder import TOKENIZER_FILES, channels
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 
 GROUP_SIZES = (128, 64, 32, 16)
@@ -34,124 +27,7 @@ TASKS = {
     "summarization": "text2text-generation-with-past",
     "translation": "text2text-generation-with-past",
 }
-TRIAL_PROMPT, TRIAL_TOKENS = "The capital of France is", 24
 LAST_WORDS = 3  # lines of optimum's output in an error
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ExportOutput:
-    """The IR folder to write."""
-
-    path: str
-    overwrite: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ExportSettings(EngineSettings):
-    """An export: model, task, weight format, and where to."""
-
-    ROOT: ClassVar = "export"
-
-    output: ExportOutput
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.backend, OpenVINOBackend):
-            raise ValueError(f"backend={self.backend.name}: an export makes an OpenVINO folder. Use backend=openvino.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """What was made: sizes in bytes of all files before and after, and the text that the folder's model wrote."""
-
-    source: str
-    folder: Path
-    weight_format: str
-    group_size: int | None
-    bytes_before: int
-    bytes_after: int
-    seconds: float
-    prompt: str
-    text: str
-
-    def __str__(self) -> str:
-        group = f", groups of {self.group_size}" if self.group_size else ""
-        share = self.bytes_after / self.bytes_before
-        return (
-            f"{self.folder}: {self.source} in {self.weight_format}{group}\n"
-            f"{_mb(self.bytes_before)} before, {_mb(self.bytes_after)} after ({share:.0%}), in {self.seconds:.0f} s\n"
-            f"It loads, and continues {self.prompt!r}: {self.text!r}"
-        )
-
-
-def run_export(settings: ExportSettings, console: Console) -> ExportReport:
-    """Export the settings' model to `output.path`, whole or not at all, and try the folder. Progress on `console`.
-
-    Raises:
-        SettingsError: the model cannot be exported, or there is something at `output.path` already.
-        RuntimeError: the folder was written, and does not load or writes nothing.
-    """
-    started, target = time.monotonic(), Path(settings.output.path).expanduser().absolute()
-    if target.exists() and not settings.output.overwrite and (not target.is_dir() or any(target.iterdir())):
-        raise SettingsError(
-            f"output.path={settings.output.path}: is there already. Name another folder, or add output.overwrite=true."
-        )
-    backend = settings.backend
-    with console.status(f"fetching {settings.model.source}") as status:
-        source = fetch(settings.model)
-        if is_ir(source):
-            raise SettingsError(f"model.source={settings.model.source}: is an OpenVINO IR folder already.")
-        group = group_size(source, backend)
-
-        def show(line: str) -> None:
-            status.update(f"exporting to {backend.weight_format}: {line[:80]}")
-
-        show("starting")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as aside:
-            made = Path(aside) / "ir"
-            trust = settings.model.trust_remote_code
-            options = {"task": settings.task, "weight_format": backend.weight_format, "group_size": group}
-            export(source, made, trust_remote_code=trust, on_line=show, **options)
-            status.update("trying the folder")
-            text = try_folder(made, settings)
-            if target.exists():
-                shutil.rmtree(target) if target.is_dir() else target.unlink()
-            made.rename(target)
-    return ExportReport(
-        source=settings.model.source,
-        folder=target,
-        weight_format=backend.weight_format,
-        group_size=group,
-        bytes_before=folder_size(source),
-        bytes_after=folder_size(target),
-        seconds=time.monotonic() - started,
-        prompt=TRIAL_PROMPT,
-        text=text,
-    )
-
-
-def try_folder(folder: Path, settings: EngineSettings) -> str:
-    """Load an IR folder as a job would, and have it write; returns its text. Raises RuntimeError."""
-    from hfray.completion import Prompt
-    from hfray.engines.load import load_engine
-    from hfray.engines.loop import EngineLoop
-    from hfray.params import GenerationParams
-
-    try:
-        loop = EngineLoop(
-            load_engine(replace(settings, backend=replace(settings.backend, kv_cache_gib=1)), folder=folder)
-        )
-        try:
-            params = GenerationParams(max_new_tokens=TRIAL_TOKENS, temperature=0)
-            completion = loop.generate([Prompt(TRIAL_PROMPT)], params)[0]
-        finally:
-            loop.close()
-    except (ValueError, RuntimeError) as error:
-        raise RuntimeError(f"The exported folder does not work: {error}") from error
-    if completion.error is not None:
-        raise RuntimeError(f"The exported folder does not work: {completion.error}")
-    return completion.text
 
 
 def export_cached(folder: Path, settings: EngineSettings) -> Path:
@@ -250,10 +126,6 @@ def fitting_group_size(folder: Path) -> int:
         if all(width % size == 0 for width in widths):
             return size
     return -1  # one scale for a whole channel
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB" if count >= 1e7 else f"{count / 1e6:,.1f} MB"
 
 
 def _versions() -> list[str]:
