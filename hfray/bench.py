@@ -82,7 +82,7 @@ class Run:
 def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
     """Run every contestant `rounds` times in turn; returns medians, ratios, all runs, configuration and versions."""
     from hfray.models.source import fetch, prepare
-    from hfray.preflight import versions
+    from hfray.runs.fingerprint import versions
 
     folder = Path(settings.output.path).absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from hfray.completion import Completion, Prompt
 from hfray.config.batch import BatchSettings
-from hfray.contents import Lengths
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
 from hfray.data.readers import read_slice
 from hfray.data.table import Table
 from hfray.engines.loop import EngineDiedError
 from hfray.errors import RequestError, SettingsError
+from hfray.runs.contents import Lengths
 
 SAMPLE_ROWS = 1000  # prompts that are rendered and counted
 BLOCK_ROWS, BLOCKS = 1024, 48  # what the sample is drawn from: these blocks, spread over the table's slices

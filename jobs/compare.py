@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hfray.compare import CompareSettings, Comparison, compare, page
 from hfray.errors import SettingsError
+from hfray.runs.compare import CompareSettings, Comparison, compare, page
 from jobs.command import run, settings_of
 
 

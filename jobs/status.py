@@ -5,7 +5,7 @@ python -m jobs.status output.path=answers
 
 from __future__ import annotations
 
-from hfray.status import StatusSettings, describe, read_status
+from hfray.runs.status import StatusSettings, describe, read_status
 from jobs.command import run, settings_of
 
 

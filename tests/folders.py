@@ -7,10 +7,9 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfray.batch import Summary
 from hfray.data.output import OutputFolder, PartReport
 from hfray.data.records import OUTPUT_FIELDS
-from hfray.runs import RunRecord
+from hfray.runs.record import RunRecord, Summary
 
 GONE = 2**22 + 1  # a process id that none has
 

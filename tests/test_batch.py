@@ -14,9 +14,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from hfray.batch import OK, TOO_MANY_ERRORS, run_batch
+from hfray.batch import run_batch
 from hfray.data.records import OUTPUT_COLUMNS
 from hfray.errors import JobError, SettingsError
+from hfray.runs.record import OK, TOO_MANY_ERRORS
 from tests.conftest import QUESTIONS, batch_settings, run_job
 from tests.processes import Hold, wait_for_file
 

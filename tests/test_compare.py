@@ -5,8 +5,8 @@ import random
 import pytest
 from markupsafe import Markup
 
-from hfray.compare import CompareSettings, PageOutput, Parting, compare, differing_settings, mark, page, parting
 from hfray.errors import SettingsError
+from hfray.runs.compare import CompareSettings, PageOutput, Parting, compare, differing_settings, mark, page, parting
 from tests.conftest import run_job
 from tests.folders import row, write_part, write_run, write_settings
 
@@ -51,7 +51,7 @@ def test_counts(two):
 
 
 def test_a_sample_of_the_differing_rows(two, monkeypatch):
-    monkeypatch.setattr("hfray.compare.DIFFERING_READ", 7)
+    monkeypatch.setattr("hfray.runs.compare.DIFFERING_READ", 7)
     result = compare(settings(two, samples=3))
     assert result.differ == 20
     assert len(result.partings) == 7

@@ -13,7 +13,7 @@ from hfray.config.build import build
 from hfray.config.compose import config_folder, load_settings
 from hfray.errors import SettingsError
 from hfray.params import GenerationParams
-from hfray.resume import fingerprint
+from hfray.runs.fingerprint import fingerprint
 from tests.conftest import batch_settings, run_job
 
 IO = ["input.path=in.jsonl", "output.path=out"]

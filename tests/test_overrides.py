@@ -108,7 +108,7 @@ def test_a_template_is_read_from_a_file(tmp_path):
 
 
 def test_other_settings_take_text_too():
-    from hfray.compare import CompareSettings
+    from hfray.runs.compare import CompareSettings
 
     settings = load_settings(["first=a, b", "second={c}"], CompareSettings)
     assert (settings.first, settings.second) == ("a, b", "{c}")

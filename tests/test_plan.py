@@ -43,7 +43,7 @@ def test_what_the_sample_tells(table):
 
 
 def test_done_rows_are_neither_sampled_nor_counted(table):
-    from hfray.resume import fingerprint
+    from hfray.runs.fingerprint import fingerprint
 
     out = table.parent / "out"
     wanted = settings(table)

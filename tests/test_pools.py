@@ -14,7 +14,7 @@ from collections import deque
 import pytest
 
 from hfray import pools
-from hfray.batch import OK, run_batch
+from hfray.batch import run_batch
 from hfray.blocks import Block
 from hfray.cluster import pools_of
 from hfray.config.batch import InputSettings
@@ -23,9 +23,10 @@ from hfray.data.readers import read_slice
 from hfray.data.scan import scan
 from hfray.errors import JobError, SettingsError
 from hfray.monitor import Monitor
-from hfray.report import flat
-from hfray.resume import fingerprint
-from hfray.status import describe, read_status
+from hfray.runs.fingerprint import fingerprint
+from hfray.runs.record import OK
+from hfray.runs.report import flat
+from hfray.runs.status import describe, read_status
 from hfray.summary import print_summary
 from tests.conftest import QUESTIONS, batch_settings
 from tests.processes import WAIT_SECONDS, Hold, wait_for_file

