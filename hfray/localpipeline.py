@@ -92,8 +92,8 @@ class LocalPipeline:
     @classmethod
     def around(cls, pipe: Any, given: Mapping[str, Any]) -> LocalPipeline:
         """Drive the model of a transformers pipeline, with the pipeline's settings. Raises ValueError."""
-        from hfray.engines.checkpoint import TransformersTokenizer
-        from hfray.engines.transformers import TransformersEngine
+        from hfray.engines.torch.causal import TransformersEngine
+        from hfray.engines.torch.checkpoint import TransformersTokenizer
 
         if pipe.task not in TASKS:
             raise ValueError(f"Got invalid task {pipe.task}, currently only {TASKS} are supported")
@@ -103,7 +103,7 @@ class LocalPipeline:
                 "pipeline. Use HuggingFacePipeline.from_model_id(folder, backend='openvino')."
             )
         if pipe.model.config.is_encoder_decoder:
-            from hfray.engines.seq2seq import Seq2SeqEngine
+            from hfray.engines.torch.seq2seq import Seq2SeqEngine
 
             engine = Seq2SeqEngine(pipe.model, pipe.tokenizer, task=pipe.task, context=None)
             return cls(engine, pipe.task, seq2seq_defaults(engine), given)

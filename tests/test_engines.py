@@ -15,10 +15,10 @@ import torch
 from hfray.completion import Prompt
 from hfray.engines.base import Request as GenRequest
 from hfray.engines.capacity import capacity_for_cache, capacity_of, least_capacity_of
-from hfray.engines.checkpoint import check_fits
-from hfray.engines.lengths import ExpectedLength
 from hfray.engines.loop import EngineLoop
-from hfray.engines.prefixes import PrefixIndex
+from hfray.engines.openvino import PrefixIndex
+from hfray.engines.torch.checkpoint import check_fits
+from hfray.engines.waiting import ExpectedLength
 from hfray.errors import EngineDiedError, RequestError
 from hfray.models.folder import weight_bytes
 from hfray.params import GenerationParams
@@ -37,11 +37,11 @@ def make_engine(name, request, **options):
         return FakeEngine(context_length=128, tokens_per_step=3, **options)
     backend, model = name.split("-")
     if backend == "transformers":
-        from hfray.engines.transformers import TransformersEngine
+        from hfray.engines.torch.causal import TransformersEngine
 
         return TransformersEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
     if backend == "paged":
-        from hfray.engines.paged import PagedEngine
+        from hfray.engines.torch.paged import PagedEngine
 
         options = {"kv_cache_gib": 0.01} | options
         return PagedEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
@@ -431,7 +431,7 @@ def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):
 
 def test_engines_know_neither_ray_nor_hydra_nor_langchain():
     code = (
-        "import sys, hfray.engines.fake, hfray.engines.loop, hfray.engines.transformers, hfray.engines.openvino;"
+        "import sys, hfray.engines.fake, hfray.engines.loop, hfray.engines.torch.causal, hfray.engines.openvino;"
         "print([m for m in ('ray', 'hydra', 'langchain_core') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

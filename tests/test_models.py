@@ -19,7 +19,7 @@ def settings_for(source, *overrides):
 
 def test_the_tokenizer_of_a_gguf_file_is_rebuilt_rightly(smollm2):
     """Digits are split one by one, and newlines stay newlines (transformers' own rebuilding ends the text at each)."""
-    from hfray.engines.checkpoint import load_tokenizer
+    from hfray.engines.torch.checkpoint import load_tokenizer
 
     ids = load_tokenizer(smollm2).encode("Question: hi\n\nAnswer: Let's 123")
     assert ids == [17872, 42, 15876, 198, 198, 21350, 42, 2959, 506, 216, 33, 34, 35]

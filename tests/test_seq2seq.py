@@ -10,7 +10,7 @@ import torch
 from hfray.completion import Prompt
 from hfray.engines.base import Request
 from hfray.engines.loop import EngineLoop
-from hfray.engines.seq2seq import Seq2SeqEngine
+from hfray.engines.torch.seq2seq import Seq2SeqEngine
 from hfray.params import GenerationParams
 from tests.conftest import QUESTIONS, run_job
 

@@ -58,7 +58,7 @@ def tokenizer(request):
         return Counting(FakeTokenizer())
     if request.param == "fallback":
         return Counting(Fallback())
-    from hfray.engines.checkpoint import load_tokenizer
+    from hfray.engines.torch.checkpoint import load_tokenizer
 
     return Counting(load_tokenizer(request.getfixturevalue("smollm2")))
 

@@ -7,10 +7,10 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
-from hfray.engines.attention import NAME, grouped_sdpa
 from hfray.engines.base import Request
-from hfray.engines.packed import PackedLinear, can_pack, pack_linears
-from hfray.engines.transformers import LARGE_PREFILL, TransformersEngine
+from hfray.engines.torch.causal import LARGE_PREFILL, TransformersEngine
+from hfray.engines.torch.grouped_attention import NAME, grouped_sdpa
+from hfray.engines.torch.packed_linear import PackedLinear, can_pack, pack_linears
 from hfray.params import GenerationParams
 
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="torch cannot pack weights on this CPU")

@@ -52,7 +52,7 @@ def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> En
         if threads < cores:  # all of them OpenVINO places better by itself
             properties.setdefault("INFERENCE_NUM_THREADS", threads)
     if settings.task in SEQ2SEQ:
-        from hfray.engines.seq2seq import Seq2SeqEngine
+        from hfray.engines.torch.seq2seq import Seq2SeqEngine
 
         return Seq2SeqEngine.from_openvino(
             folder, task=settings.task, device=device, properties=properties, capacity=backend.batch_size
@@ -89,16 +89,16 @@ def _transformers(settings: EngineSettings, folder: Path, threads: int | None) -
         "model_kwargs": settings.model.kwargs,
     }
     if settings.task in SEQ2SEQ:
-        from hfray.engines.seq2seq import Seq2SeqEngine
+        from hfray.engines.torch.seq2seq import Seq2SeqEngine
 
         return Seq2SeqEngine.from_folder(folder, task=settings.task, **options)
     if backend.paged:
-        from hfray.engines.paged import PagedEngine
+        from hfray.engines.torch.paged import PagedEngine
 
         return PagedEngine.from_folder(
             folder, kv_cache_gib=backend.kv_cache_gib, prefix_caching=backend.prefix_caching, **options
         )
-    from hfray.engines.transformers import TransformersEngine
+    from hfray.engines.torch.causal import TransformersEngine
 
     return TransformersEngine.from_folder(folder, **options)
 
@@ -125,7 +125,7 @@ def _vllm(settings: EngineSettings, folder: Path, threads: int | None) -> Engine
         ) from error
     import torch
 
-    from hfray.engines.checkpoint import dtype_for
+    from hfray.engines.torch.checkpoint import dtype_for
 
     arguments = {
         "dtype": dtype_for(settings.model.dtype, on_cpu=on_cpu),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 import openvino_genai as genai
 import psutil
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import capacity_for_cache
-from hfray.engines.prefixes import DEFAULT_TOKENS, PrefixIndex
 from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import TOKENIZER_FILES, context_length, kv_values_per_token
 
@@ -227,3 +228,33 @@ def _row(token_ids: list[int]) -> Any:
 def _kv_cache_gib(machine_share: float) -> float:
     free = psutil.virtual_memory().available * KV_CACHE_SHARE * machine_share / (1 << 30)
     return min(max(free, KV_CACHE_GIB[0]), KV_CACHE_GIB[1])
+
+
+BLOCK = 32  # tokens; the cache keeps and finds whole blocks
+DEFAULT_TOKENS = 1 << 20  # where nothing tells how many a cache holds
+
+
+class PrefixIndex:
+    """Blocks of tokens by all that stands before them, the least recently used forgotten first.
+
+    Args:
+        tokens: how many the cache holds.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self._most = max(1, tokens // BLOCK)
+        self._known: OrderedDict[int, None] = OrderedDict()
+
+    def add(self, prompt_ids: Sequence[int]) -> int:
+        """Take a prompt in; returns how many of its tokens the cache has from earlier ones."""
+        ids = np.asarray(prompt_ids, dtype=np.int32)
+        found, searching, chain = 0, True, 0
+        for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+            chain = hash((chain, ids[start : start + BLOCK].tobytes()))
+            searching = searching and chain in self._known
+            found += BLOCK * searching
+            self._known[chain] = None
+            self._known.move_to_end(chain)
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return min(found, max(0, len(ids) - 1))  # the last token is always computed: its logits are wanted

@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
-from hfray.engines.checkpoint import load_tokenizer
+from hfray.engines.torch.checkpoint import load_tokenizer
 from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import end_token_ids
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from hfray.engines.attention import use_grouped_attention
 from hfray.engines.base import Engine, Request, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
-from hfray.engines.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
-from hfray.engines.kvcache import BatchCache
-from hfray.engines.lengths import ExpectedLength
-from hfray.engines.packed import pack_linears
-from hfray.engines.sampling import Row, Sampler
+from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
+from hfray.engines.torch.grouped_attention import use_grouped_attention
+from hfray.engines.torch.kvcache import BatchCache
+from hfray.engines.torch.packed_linear import pack_linears
+from hfray.engines.torch.sampling import Row, Sampler
+from hfray.engines.waiting import ExpectedLength
 from hfray.models.folder import context_length
 
 LARGE_PREFILL = 512  # tokens; one as large as this leaves rows that would add much padding to the next

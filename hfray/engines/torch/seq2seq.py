@@ -18,9 +18,9 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, LogitsProcesso
 
 from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
-from hfray.engines.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
-from hfray.engines.sampling import Row, Sampler
-from hfray.engines.transformers import out_of_memory
+from hfray.engines.torch.causal import out_of_memory
+from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
+from hfray.engines.torch.sampling import Row, Sampler
 from hfray.models.folder import context_length, read_config
 
 BATCH_TOKENS = 8192

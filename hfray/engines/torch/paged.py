@@ -19,7 +19,7 @@ from transformers.generation.continuous_batching import RequestStatus
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
-from hfray.engines.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
+from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.waiting import WaitingRequests
 from hfray.errors import EngineDiedError
 from hfray.models.folder import context_length, kv_values_per_token
