@@ -59,8 +59,9 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
 def _run(
     settings: BatchSettings, table: Table, output: OutputFolder, done: DoneRows, record: RunRecord, summary: Summary
 ) -> None:
-    from hfray.cluster import check_resources, check_room, connected, pools_of
-    from hfray.nodes import check_shared, prepare_models
+    from hfray.cluster.connection import connected
+    from hfray.cluster.nodes import check_shared, prepare_models
+    from hfray.cluster.pools import check_resources, check_room, pools_of
 
     record.enter_stage("starting Ray")
     with connected(settings) as ray:
@@ -98,8 +99,8 @@ def _pool_words(pools: list[Any]) -> list[str]:
 
 def _watch(ray: Any, job: Any, summary: Summary, notes: list[str], record: RunRecord) -> None:
     """Run the pipeline, show how far it is, and stop it when it is failing or cannot start."""
+    from hfray.cluster.nodes import home
     from hfray.monitor import Monitor
-    from hfray.nodes import home
     from hfray.pipeline import run_pipeline
     from hfray.progress import RunProgress
 

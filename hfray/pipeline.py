@@ -17,14 +17,14 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from hfray import pools
 from hfray.blocks import Block, with_ticks
-from hfray.cluster import Pool
+from hfray.cluster.nodes import home
+from hfray.cluster.pools import Pool
 from hfray.config.batch import BatchSettings
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder, PartReport
 from hfray.data.readers import read_slice
 from hfray.data.table import Table
 from hfray.engines.capacity import capacity_of
-from hfray.nodes import home
 from hfray.worker import BatchWorker
 
 BLOCKS_PER_WORKER = 64  # so that workers end together, and a crash costs a small share of the work

@@ -133,7 +133,8 @@ def sample(table: Table, done: DoneRows) -> pa.Table:
 
 def _try_somewhere(settings: BatchSettings, rows: pa.Table) -> Trial:
     """In this process on this machine, else in a task on a node of the cluster that a worker would fit on."""
-    from hfray.cluster import check_resources, connected, is_local, pools_of
+    from hfray.cluster.connection import connected, is_local
+    from hfray.cluster.pools import check_resources, pools_of
 
     settings, *others = settings.pools.values()
     if others:

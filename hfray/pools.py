@@ -26,7 +26,7 @@ import ray
 from ray.data import ExecutionResources
 
 from hfray.blocks import TICK_SECONDS, Block, arriving
-from hfray.cluster import Pool
+from hfray.cluster.pools import Pool
 from hfray.worker import BatchWorker
 
 if TYPE_CHECKING:

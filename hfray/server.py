@@ -23,7 +23,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from hfray.cluster import check_resources, connected, is_local, pool_of
+from hfray.cluster.connection import connected, is_local
+from hfray.cluster.pools import check_resources, pool_of
 from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings
 from hfray.engines.capacity import least_capacity_of

@@ -198,7 +198,7 @@ def job_settings(name: str):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_job_commands_compose(name):
-    from hfray.cluster import worker_gpus
+    from hfray.cluster.pools import worker_gpus
 
     settings = job_settings(name)
     assert settings.input.path.startswith("s3://")  # no pod's own disk

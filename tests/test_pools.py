@@ -16,7 +16,7 @@ import pytest
 from hfray import pools
 from hfray.batch import run_batch
 from hfray.blocks import Block
-from hfray.cluster import pools_of
+from hfray.cluster.pools import pools_of
 from hfray.config.batch import InputSettings
 from hfray.config.secrets import to_plain
 from hfray.data.readers import read_slice

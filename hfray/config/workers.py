@@ -39,7 +39,7 @@ class WorkerSettings:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Fewest and most workers; `auto` is one here, until `hfray.cluster.sized` has seen the nodes."""
+        """Fewest and most workers; `auto` is one here, until `hfray.cluster.pools.sized` has seen the nodes."""
         if self.size == "auto":
             return (1, 1)
         return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[-1])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hfray.cluster import Pool
+from hfray.cluster.pools import Pool
 from hfray.config.batch import BatchSettings
 from hfray.data.table import Table
 from hfray.errors import SettingsError
