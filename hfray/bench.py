@@ -256,7 +256,7 @@ def engine_alone(settings: BatchSettings, texts: list[str], model: dict[str, str
     """Our engine and its loop, without Ray."""
     from hfray.completion import Prompt
     from hfray.engines.load import load_engine
-    from hfray.engines.loop import EngineLoop
+    from hfray.inference.loop import EngineLoop
 
     started = time.monotonic()
     folder = Path(model["ir"] if settings.backend.name == "openvino" else model["hf"])
@@ -299,7 +299,7 @@ def genai_directly(settings: BatchSettings, texts: list[str], model: dict[str, s
 def _main(name: str, payload: str) -> None:
     from hfray.config.build import build
     from hfray.config.engine import EngineSettings, PromptSettings
-    from hfray.prompts import RecordPrompt
+    from hfray.inference.prompts import RecordPrompt
 
     given = json.loads(payload)
     plain = given["settings"]

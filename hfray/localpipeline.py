@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from hfray.completion import Completion, Prompt
 from hfray.engines.base import Engine, GenerationParams, RequestError
 from hfray.engines.load import SEQ2SEQ, load_engine
-from hfray.engines.loop import EngineLoop
 from hfray.errors import EngineDiedError
+from hfray.inference.loop import EngineLoop
 from hfray.localsettings import (
     FORMAT,
     TASKS,

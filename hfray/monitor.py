@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from hfray.engines.loop import LoopStats
+from hfray.inference.stats import LoopStats
 from hfray.workermetrics import COUNTERS
 
 # A row among those in flight when a worker died is suspect. Suspects of one death run on as before; of two, in small

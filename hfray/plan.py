@@ -21,8 +21,8 @@ from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
 from hfray.data.readers import read_slice
 from hfray.data.table import Table
-from hfray.engines.loop import EngineDiedError
 from hfray.errors import RequestError, SettingsError
+from hfray.inference.loop import EngineDiedError
 from hfray.runs.contents import Lengths
 
 SAMPLE_ROWS = 1000  # prompts that are rendered and counted
@@ -158,7 +158,7 @@ def _try_somewhere(settings: BatchSettings, rows: pa.Table) -> Trial:
 
 def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Trial:
     """Load the engine, count the tokens of all rows, and run some of them; needs no Ray."""
-    from hfray.worker import Worker
+    from hfray.inference.worker import Worker
 
     trial, started = Trial(threads=threads, sampled=rows.num_rows), time.monotonic()
     worker = Worker(settings, threads=threads)

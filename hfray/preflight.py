@@ -27,7 +27,7 @@ from hfray.urls import is_url
 def check(settings: BatchSettings) -> Table:
     """Everything that can be found wrong before anything is started; returns the table. Raises SettingsError."""
     from hfray.cluster.nodes import check_submitted_paths
-    from hfray.prompts import RecordPrompt
+    from hfray.inference.prompts import RecordPrompt
 
     check_submitted_paths(settings)
     try:

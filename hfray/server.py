@@ -151,7 +151,7 @@ def run_service(settings: ServeSettings) -> None:
 
 def check(settings: ServeSettings) -> None:
     """What can be found wrong before anything is started; also makes the model ready. Raises SettingsError."""
-    from hfray.prompts import RecordPrompt
+    from hfray.inference.prompts import RecordPrompt
 
     try:
         RecordPrompt(settings.prompt)

@@ -13,9 +13,9 @@ from hfray.config.serve import ServeSettings
 from hfray.engines.process import ProcessEngine
 from hfray.errors import EngineDiedError
 from hfray.guard import Admission, ApiError
+from hfray.inference.worker import Worker
 from hfray.metrics import ServiceMetrics, exposition
 from hfray.session import Session
-from hfray.worker import Worker
 
 REPORT_SECONDS = 5.0
 

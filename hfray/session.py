@@ -12,7 +12,7 @@ from typing import Any
 
 from hfray.completion import Completion, Prompt
 from hfray.engines.base import GenerationParams, RequestError, StepOutput
-from hfray.engines.loop import EngineDiedError, EngineLoop
+from hfray.inference.loop import EngineDiedError, EngineLoop
 
 Token = tuple[int, float, list[tuple[int, float]]]  # id, log-probability, the likeliest tokens' ids and theirs
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfray.engines.loop import LoopStats
+from hfray.inference.stats import LoopStats
 
 # LoopStats' fields that grow, as counters, and those that are a state, as gauges: field -> (name, description).
 COUNTERS = {

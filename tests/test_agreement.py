@@ -14,7 +14,7 @@ import torch
 
 from hfray.completion import Prompt
 from hfray.engines.load import load_engine
-from hfray.engines.loop import EngineLoop
+from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
 from tests.conftest import QUESTIONS, batch_settings
 

@@ -15,11 +15,11 @@ import torch
 from hfray.completion import Prompt
 from hfray.engines.base import Request as GenRequest
 from hfray.engines.capacity import capacity_for_cache, capacity_of, least_capacity_of
-from hfray.engines.loop import EngineLoop
 from hfray.engines.openvino import PrefixIndex
 from hfray.engines.torch.checkpoint import check_fits
 from hfray.engines.waiting import ExpectedLength
 from hfray.errors import EngineDiedError, RequestError
+from hfray.inference.loop import EngineLoop
 from hfray.models.folder import weight_bytes
 from hfray.params import GenerationParams
 from tests.conftest import QUESTIONS, batch_settings
@@ -380,7 +380,7 @@ def test_a_model_too_large_for_its_gpu_is_told_by_its_size(tiny_gpt2):
 def test_engines_side_by_side_do_not_pin_their_threads_to_the_same_cores(tiny_gpt2_ir):
     """OpenVINO's default does: every process takes the first cores of the machine."""
     code = (
-        "import os, pathlib; from hfray.engines.load import load_engine; from hfray.engines.loop import *;"
+        "import os, pathlib; from hfray.engines.load import load_engine; from hfray.inference.loop import *;"
         "from hfray.params import GenerationParams; from tests.conftest import batch_settings;"
         f"folder = pathlib.Path({str(tiny_gpt2_ir)!r}); settings = batch_settings('input.path=-', 'output.path=-');"
         "EngineLoop(load_engine(settings, folder=folder, threads=1)).generate([Prompt('Hello')], GenerationParams());"
@@ -431,7 +431,7 @@ def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):
 
 def test_engines_know_neither_ray_nor_hydra_nor_langchain():
     code = (
-        "import sys, hfray.engines.fake, hfray.engines.loop, hfray.engines.torch.causal, hfray.engines.openvino;"
+        "import sys, hfray.engines.fake, hfray.inference.loop, hfray.engines.torch.causal, hfray.engines.openvino;"
         "print([m for m in ('ray', 'hydra', 'langchain_core') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

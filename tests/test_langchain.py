@@ -457,7 +457,7 @@ def chains(tmp_path, monkeypatch):
 
 def test_a_langchain_object_as_the_jobs_prompt(chains, llm):
     from hfray.config.engine import PromptSettings
-    from hfray.prompts import RecordPrompt
+    from hfray.inference.prompts import RecordPrompt
 
     record, tokenizer = {"question": "2+2?", "n": 7}, llm._local.tokenizer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hfray.engines.loop import LoopStats
+from hfray.inference.stats import LoopStats
 from hfray.progress import RunProgress
 from hfray.runs.pace import Pace, TimeLeft
 from hfray.runs.words import coarse, duration, occupancy

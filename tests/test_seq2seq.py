@@ -9,8 +9,8 @@ import torch
 
 from hfray.completion import Prompt
 from hfray.engines.base import Request
-from hfray.engines.loop import EngineLoop
 from hfray.engines.torch.seq2seq import Seq2SeqEngine
+from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
 from tests.conftest import QUESTIONS, run_job
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hfray.completion import Prompt
 from hfray.engines.load import load_engine
-from hfray.engines.loop import EngineLoop
+from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
 from tests.processes import named
 from tests.serving import serving

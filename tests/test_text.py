@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 
 from hfray.engines.fake import FakeTokenizer
-from hfray.engines.text import CompletionText
+from hfray.inference.detokenizer import CompletionText
 
 TEXT = (
     "One plus one\nis two. שלום 😀 👩‍👩‍👧 naïve ཀཁགངཅཆཇཉཏཐ\n\nand  more: "

@@ -122,7 +122,7 @@ def try_folder(folder: Path, settings: EngineSettings) -> str:
     """Load an IR folder as a job would, and have it write; returns its text. Raises RuntimeError."""
     from hfray.completion import Prompt
     from hfray.engines.load import load_engine
-    from hfray.engines.loop import EngineLoop
+    from hfray.inference.loop import EngineLoop
     from hfray.params import GenerationParams
 
     try:

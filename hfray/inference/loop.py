@@ -13,37 +13,12 @@ from dataclasses import dataclass, field
 
 from hfray.completion import Completion, Prompt
 from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
-from hfray.engines.shared import RecentCompletions, share_key
-from hfray.engines.text import CompletionText
 from hfray.errors import EngineDiedError
+from hfray.inference.dedup import RecentCompletions, share_key
+from hfray.inference.detokenizer import CompletionText
+from hfray.inference.stats import LoopStats
 
 FULL = 0.8  # a step counts as full when at least this share of the engine's capacity is running
-
-
-@dataclass(slots=True)
-class LoopStats:
-    """Counters since the loop started; all grow, but `running`, `waiting` and `capacity`, which are now.
-
-    Prompt and generated tokens are the engine's own; those of rows served by an equal prompt's completion are the
-    saved ones. `prefix_tokens` are the prompt tokens that the prefix cache had already; `last_full` is `time.time()` of
-    the last full step.
-    """
-
-    steps: int = 0
-    full_steps: int = 0
-    rows: int = 0
-    failed_rows: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    shared_rows: int = 0
-    saved_prompt_tokens: int = 0
-    saved_tokens: int = 0
-    prefix_tokens: int = 0
-    busy_seconds: float = 0.0
-    last_full: float = 0.0
-    running: int = 0
-    waiting: int = 0
-    capacity: int = 0
 
 
 @dataclass(slots=True)
