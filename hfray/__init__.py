@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hfray.batch import run_batch
+    from hfray.batch.job import run_batch
     from hfray.engines.load import load_engine
     from hfray.langchain import HuggingFacePipeline
 
@@ -17,7 +17,7 @@ __all__ = ["HuggingFacePipeline", "load_engine", "run_batch"]
 _HOMES = {
     "HuggingFacePipeline": "hfray.langchain",
     "load_engine": "hfray.engines.load",
-    "run_batch": "hfray.batch",
+    "run_batch": "hfray.batch.job",
 }
 
 

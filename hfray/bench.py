@@ -192,7 +192,7 @@ def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> 
     config = OmegaConf.to_container(OmegaConf.merge(config, changes))
     code = (
         "import json, sys, time; started = time.time(); from hfray.config.build import BatchSettings, build;"
-        "from hfray.batch import run_batch; run_batch(build(BatchSettings, json.loads(sys.argv[1])), started)"
+        "from hfray.batch.job import run_batch; run_batch(build(BatchSettings, json.loads(sys.argv[1])), started)"
     )
     _output([sys.executable, "-c", code, json.dumps(config, default=str)])
     summary = json.loads((output / "_hfray" / "summary.json").read_text())

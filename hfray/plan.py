@@ -97,7 +97,7 @@ def make_plan(settings: BatchSettings) -> Plan:
         SettingsError: the run could not start with these settings.
         EngineDiedError: the engine fails on the sample.
     """
-    from hfray.preflight import check, check_output, output_folder
+    from hfray.batch.preflight import check, check_output, output_folder
 
     table = check(settings)
     output = output_folder(settings)

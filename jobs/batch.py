@@ -22,7 +22,7 @@ def main() -> int:
 
         print_plan(make_plan(settings), sys.stdout)
         return 0
-    from hfray.batch import run_batch
+    from hfray.batch.job import run_batch
 
     summary = run_batch(settings, started)
     print_summary(summary, sys.stdout)

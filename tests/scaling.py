@@ -18,7 +18,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from hfray.batch import run_batch
+from hfray.batch.job import run_batch
 from tests.conftest import batch_settings
 
 COST = ["conf=fake", "backend.step_seconds=0.25", "backend.batch_size=64", "workers.cpus=1"]

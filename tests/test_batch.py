@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from hfray.batch import run_batch
+from hfray.batch.job import run_batch
 from hfray.data.records import OUTPUT_COLUMNS
 from hfray.errors import JobError, SettingsError
 from hfray.runs.record import OK, TOO_MANY_ERRORS

@@ -421,7 +421,7 @@ def test_replicas_are_added_by_what_an_engine_surely_takes(backend, least):
 
 def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):
     code = (
-        "import sys, pathlib; from hfray.engines.openvino import OpenVINOEngine; from hfray.worker import Worker;"
+        "import sys, pathlib; from hfray.engines.openvino import OpenVINOEngine; from hfray.batch.worker import Worker;"
         f"OpenVINOEngine(pathlib.Path({str(tiny_gpt2_ir)!r}), kv_cache_gib=1);"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )

@@ -13,16 +13,16 @@ from collections import deque
 
 import pytest
 
-from hfray import pools
-from hfray.batch import run_batch
-from hfray.blocks import Block
+from hfray.batch import crew as pools
+from hfray.batch.dataset import Block
+from hfray.batch.job import run_batch
+from hfray.batch.monitor import Monitor
 from hfray.cluster.pools import pools_of
 from hfray.config.batch import InputSettings
 from hfray.config.secrets import to_plain
 from hfray.data.readers import read_slice
 from hfray.data.scan import scan
 from hfray.errors import JobError, SettingsError
-from hfray.monitor import Monitor
 from hfray.runs.fingerprint import fingerprint
 from hfray.runs.record import OK
 from hfray.runs.report import flat

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hfray.batch.metrics import COUNTERS, GAUGES
+from hfray.batch.progress import RunProgress
 from hfray.inference.stats import LoopStats
-from hfray.progress import RunProgress
 from hfray.runs.pace import Pace, TimeLeft
 from hfray.runs.words import coarse, duration, occupancy
-from hfray.workermetrics import COUNTERS, GAUGES
 
 DASHBOARD = Path(__file__).parent.parent / "k8s" / "grafana-dashboard.json"
 
@@ -167,7 +167,7 @@ def test_the_dashboard_asks_for_metrics_that_exist():
 def test_counters_are_told_as_deltas(monkeypatch):
     import ray.util.metrics as metrics
 
-    from hfray.workermetrics import WorkerMetrics
+    from hfray.batch.metrics import WorkerMetrics
 
     told = []
 

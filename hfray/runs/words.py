@@ -23,7 +23,7 @@ def engine_words(ready: int, workers: int, running: int, capacity: int) -> str:
 
 
 def pool_words(pool: dict[str, Any]) -> str:
-    """What a pool of workers has done, in words, from its counts (`hfray.monitor`)."""
+    """What a pool of workers has done, in words, from its counts (`hfray.batch.monitor`)."""
     if not pool.get("workers"):
         return "no worker came up"
     words = f"{pool['workers']} worker{'s' * (pool['workers'] != 1)}, {pool['rows']:,} rows"

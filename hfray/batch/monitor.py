@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from hfray.batch.metrics import COUNTERS
 from hfray.inference.stats import LoopStats
-from hfray.workermetrics import COUNTERS
 
 # A row among those in flight when a worker died is suspect. Suspects of one death run on as before; of two, in small
 # groups; of three, alone; and a row that was alone at the fourth is the one to blame.

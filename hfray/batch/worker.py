@@ -14,13 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from hfray.batch.isolation import Gate
+from hfray.batch.metrics import WorkerMetrics
+from hfray.batch.monitor import FATAL_DEATHS, GROUP_SIZES
 from hfray.completion import Completion
 from hfray.data import records
-from hfray.gate import Gate
 from hfray.inference.loop import EngineDiedError
 from hfray.inference.worker import Worker
-from hfray.monitor import FATAL_DEATHS, GROUP_SIZES
-from hfray.workermetrics import WorkerMetrics
 
 HEARTBEAT_SECONDS = 1.0
 # Seconds over workers.step_timeout, by which the heartbeat has ended a process that can still run Python.

@@ -25,12 +25,12 @@ import pyarrow as pa
 import ray
 from ray.data import ExecutionResources
 
-from hfray.blocks import TICK_SECONDS, Block, arriving
+from hfray.batch.dataset import TICK_SECONDS, Block, arriving
+from hfray.batch.worker import BatchWorker
 from hfray.cluster.pools import Pool
-from hfray.worker import BatchWorker
 
 if TYPE_CHECKING:
-    from hfray.pipeline import Writer
+    from hfray.batch.writer import Writer
 
 
 MAX_BLOCK = 64  # rows: what the slowest worker is left with at the end is a few of these

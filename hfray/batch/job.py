@@ -6,12 +6,12 @@ import contextlib
 import time
 from typing import Any
 
+from hfray.batch.preflight import any_pending, check, check_output, done_rows, output_folder, take_over
 from hfray.config.batch import BatchSettings
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder, PartReport
 from hfray.data.table import Table
 from hfray.errors import JobError, TooManyErrorsError
-from hfray.preflight import any_pending, check, check_output, done_rows, output_folder, take_over
 from hfray.runs.record import INTERRUPTED, OK, TOO_MANY_ERRORS, RunRecord, Summary
 from hfray.runs.report import try_report
 
@@ -76,7 +76,7 @@ def _run(
             about = {"models": models} if len(pools) > 1 else {"model": models[""]}
             output.write_json("run.json", (output.read_json("run.json") or {}) | about)
         summary.timeline["model_ready"] = time.time()
-        from hfray.pipeline import Job
+        from hfray.batch.pipeline import Job
 
         job = Job(settings, table, done, output, record.run_id, pools)
         record.enter_stage("starting workers")
@@ -99,10 +99,10 @@ def _pool_words(pools: list[Any]) -> list[str]:
 
 def _watch(ray: Any, job: Any, summary: Summary, notes: list[str], record: RunRecord) -> None:
     """Run the pipeline, show how far it is, and stop it when it is failing or cannot start."""
+    from hfray.batch.monitor import Monitor
+    from hfray.batch.pipeline import run_pipeline
+    from hfray.batch.progress import RunProgress
     from hfray.cluster.nodes import home
-    from hfray.monitor import Monitor
-    from hfray.pipeline import run_pipeline
-    from hfray.progress import RunProgress
 
     monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1, scheduling_strategy=home())
     monitor = monitor.remote(summary.rows - summary.rows_done_before)
