@@ -13,7 +13,7 @@ from jobs.command import run, settings_of
 
 def main() -> int:
     settings = settings_of(ServeSettings, __doc__)
-    from hfray.server import run_service, write_config
+    from hfray.serve.deployment import run_service, write_config
 
     if settings.emit is not None:
         print(f"written: {write_config(settings, sys.argv[1:])}")

@@ -115,7 +115,7 @@ def test_other_settings_take_text_too():
 
 
 def test_a_service_takes_text_from_its_manifest():
-    from hfray.server import overrides
+    from hfray.serve.deployment import overrides
 
     args = {"conf": "fake", "prompt": {"template": "Rate (1-5): {question}"}}
     from hfray.config.serve import ServeSettings

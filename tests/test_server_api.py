@@ -9,12 +9,12 @@ import logging
 import httpx
 import pytest
 
-from hfray.api import build_api
 from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
-from hfray.guard import read_key_digests
-from hfray.service import Service, model_name
+from hfray.serve.api import build_api
+from hfray.serve.middleware import read_key_digests
+from hfray.serve.replica import Service, model_name
 from tests.conftest import run_job
 
 FAKE = ("conf=fake", "model.source=fake-model")
@@ -353,7 +353,7 @@ def test_no_prompt_in_the_logs(service, caplog, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError(prompt)
 
-    monkeypatch.setattr("hfray.protocol.text_completion", fail)
+    monkeypatch.setattr("hfray.serve.protocol.text_completion", fail)
     with caplog.at_level(logging.DEBUG):
         response = ask(service, "/v1/completions", {"prompt": prompt})
     assert response.status_code == 500

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hfray.completion import Completion
 from hfray.engines.base import GenerationParams, Tokenizer
-from hfray.session import Token
+from hfray.serve.request import Token
 
 # Of no effect on the answer here.
 IGNORED = {

@@ -11,10 +11,10 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from pydantic import BaseModel
 
-from hfray import protocol
 from hfray.errors import EngineDiedError
-from hfray.guard import ApiError, error_body
-from hfray.session import Piece, Session
+from hfray.serve import protocol
+from hfray.serve.errors import died, error_body
+from hfray.serve.request import Piece, Session
 
 DONE = b"data: [DONE]\n\n"
 
@@ -104,11 +104,6 @@ async def _nothing() -> AsyncIterator[Piece]:
 
 def _event(content: Any) -> bytes:
     return b"data: " + (dump(content) if isinstance(content, BaseModel) else orjson.dumps(content)) + b"\n\n"
-
-
-def died() -> ApiError:
-    """What a request is told whose engine died."""
-    return ApiError(500, "the engine died under this request. Try again.", code="engine_died")
 
 
 def dump(content: BaseModel) -> bytes:

@@ -7,43 +7,18 @@ import hmac
 import logging
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfray.config.serve import ServerSettings, is_loopback
 from hfray.errors import EngineDiedError, SettingsError
-from hfray.session import Session
+from hfray.serve.admission import TICKET, Ticket
+from hfray.serve.errors import ApiError, error_response
 
 OPEN_PATHS = {"/", "/health", "/openapi.json"}  # nothing of the model's or of anyone's requests
-RETRY_SECONDS = 1
-ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-TICKET = "hfray.ticket"  # where a request's ticket is in its ASGI scope
-
-
-class ApiError(HTTPException):
-    """A request that is not answered; `detail` is for the client."""
-
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(status, message)
-        self.code, self.param = code, param
-
-
-def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's form."""
-    kind = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def error_response(error: ApiError) -> JSONResponse:
-    """The answer that an error becomes."""
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}
-    body = error_body(error.status_code, error.detail, code=error.code, param=error.param)
-    return JSONResponse(body, error.status_code, headers.get(error.status_code, error.headers))
 
 
 def read_key_digests(settings: ServerSettings) -> list[bytes]:
@@ -68,51 +43,6 @@ def read_key_digests(settings: ServerSettings) -> list[bytes]:
             f"serve.api_keys={settings.api_keys}: holds no key. Put one in, or set serve.api_keys=null."
         )
     return [hashlib.sha256(key.encode()).digest() for key in keys]
-
-
-class Admission:
-    """How many completions one replica has taken on, engine and queue together."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.taken = limit, 0
-
-    def take(self, count: int) -> None:
-        """Raises ApiError 503 where they are too many now, 400 where they always would be."""
-        if self.taken + count > self.limit:
-            raise ApiError(
-                503, f"the server is busy: {self.taken} completions run or wait. Try again.", code="overloaded"
-            )
-        self.taken += count
-
-
-class Ticket:
-    """A request's leave to use the engine: its share of the admission and its session, both gone at `close`."""
-
-    def __init__(self, admission: Admission, on_close: Callable[[Session], None]) -> None:
-        admission.take(1)
-        self._admission, self._on_close, self._count = admission, on_close, 1
-        self._session: Session | None = None
-
-    def widen(self, count: int) -> None:
-        """Ask for `count` completions in all. Raises ApiError."""
-        if count > self._admission.limit:
-            raise ApiError(400, f"{count} completions in one request, and the server takes {self._admission.limit}")
-        if count > 1:
-            self._admission.take(count - self._count)
-            self._count = count
-
-    def hold(self, session: Session) -> Session:
-        """Close the session with the ticket."""
-        self._session = session
-        return session
-
-    def close(self) -> None:
-        """Give everything back; safe whatever became of the request."""
-        self._admission.taken -= self._count
-        self._count = 0
-        if self._session is not None:
-            self._session.close()
-            self._on_close(self._session)
 
 
 class Guard:

@@ -12,10 +12,11 @@ from typing import Any
 from hfray.config.serve import ServeSettings
 from hfray.engines.process import ProcessEngine
 from hfray.errors import EngineDiedError
-from hfray.guard import Admission, ApiError
 from hfray.inference.worker import Worker
-from hfray.metrics import ServiceMetrics, exposition
-from hfray.session import Session
+from hfray.serve.admission import Admission
+from hfray.serve.errors import ApiError
+from hfray.serve.metrics import ServiceMetrics, exposition
+from hfray.serve.request import Session
 
 REPORT_SECONDS = 5.0
 
@@ -25,7 +26,7 @@ class Service:
 
     Args:
         settings: the service's.
-        digests: of the API keys (`hfray.guard.read_key_digests`).
+        digests: of the API keys (`hfray.serve.middleware.read_key_digests`).
         threads: CPU threads of the engine.
         name: this replica's, in the metrics.
         board: where replicas put their metrics together (a Serve handle of `MetricsBoard`); None: there is no other.

@@ -20,15 +20,17 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from hfray import protocol
 from hfray.completion import Prompt
 from hfray.data.records import RecordRow
 from hfray.engines.base import GenerationParams, RequestError
 from hfray.errors import EngineDiedError
-from hfray.guard import TICKET, ApiError, Guard, error_response
-from hfray.service import Service
-from hfray.session import Session
-from hfray.streams import died, dump, stream_chat, stream_record, stream_text
+from hfray.serve import protocol
+from hfray.serve.admission import TICKET
+from hfray.serve.errors import ApiError, died, error_response
+from hfray.serve.middleware import Guard
+from hfray.serve.replica import Service
+from hfray.serve.request import Session
+from hfray.serve.sse import dump, stream_chat, stream_record, stream_text
 
 PAGE = Path(__file__).parent / "static" / "index.html"
 PAGE_POLICY = (

@@ -1,6 +1,6 @@
 """The online service on Ray Serve: each replica one engine, the same as the batch job's, behind OpenAI's API.
 
-`hfray.server:app` is an application builder: `serve run hfray.server:app conf=smollm2_openvino`.
+`hfray.serve.deployment:app` is an application builder: `serve run hfray.serve.deployment:app conf=smollm2_openvino`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings
 from hfray.engines.capacity import least_capacity_of
 from hfray.errors import SettingsError
-from hfray.guard import read_key_digests
-from hfray.metrics import MetricsBoard
+from hfray.serve.metrics import MetricsBoard
+from hfray.serve.middleware import read_key_digests
 
 NAME = "hfray"
 # Requests are turned away by our own admission, in OpenAI's form. Serve's limits, whose answers are plain text, lie
@@ -44,14 +44,14 @@ class Replica:
     """A Serve replica: the service's ASGI application, and its health."""
 
     def __init__(self, settings: ServeSettings, threads: int, digests: Sequence[bytes], board: Any) -> None:
-        from hfray.service import Service
+        from hfray.serve.replica import Service
 
         os.environ["HFRAY_WORKER"] = "1"
         name = serve.get_replica_context().replica_id.unique_id
         self._service = Service(settings, digests, threads, name, board)
 
     def __serve_build_asgi_app__(self) -> Any:
-        from hfray.api import build_api
+        from hfray.serve.api import build_api
 
         self._reports = asyncio.get_running_loop().create_task(self._service.report())
         return build_api(self._service)
@@ -182,7 +182,7 @@ def write_config(settings: ServeSettings, given: Sequence[str]) -> str:
         "proxy_location": "EveryNode",
         "http_options": {"host": settings.serve.host, "port": settings.serve.port},
         "applications": [
-            {"name": NAME, "route_prefix": "/", "import_path": "hfray.server:app", "args": args},
+            {"name": NAME, "route_prefix": "/", "import_path": "hfray.serve.deployment:app", "args": args},
         ],
     }
     text = "# For `serve run`, `serve deploy`, or a RayService's serveConfigV2.\n" + yaml.safe_dump(
