@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hfray.batch.job import run_batch
     from hfray.engines.load import load_engine
-    from hfray.langchain import HuggingFacePipeline
+    from hfray.langchain.llm import HuggingFacePipeline
 
 __all__ = ["HuggingFacePipeline", "load_engine", "run_batch"]
 
 _HOMES = {
-    "HuggingFacePipeline": "hfray.langchain",
+    "HuggingFacePipeline": "hfray.langchain.llm",
     "load_engine": "hfray.engines.load",
     "run_batch": "hfray.batch.job",
 }

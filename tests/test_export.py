@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hfray.config.compose import load_settings
 from hfray.errors import SettingsError
-from hfray.langchain import HuggingFacePipeline
+from hfray.langchain.llm import HuggingFacePipeline
 from hfray.models.openvino_ir import fitting_group_size, group_size
 from hfray.tools.export import ExportSettings, run_export, try_folder
 from tests.conftest import QUESTIONS, run_job

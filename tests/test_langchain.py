@@ -13,7 +13,7 @@ from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 
-from hfray.langchain import HuggingFacePipeline
+from hfray.langchain.llm import HuggingFacePipeline
 from tests.conftest import QUESTIONS, TEXT, run_job
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
@@ -120,7 +120,7 @@ def test_streams_are_langchain_huggingfaces(llm, theirs):
 
 
 def test_spaces_before_punctuation_go_as_in_transformers(llm):
-    from hfray.localpipeline import tidy
+    from hfray.langchain.pipeline import tidy
 
     text = "It 's here . Is n't it ? Yes , I 've 'm 're !"
     assert tidy(text) == llm.pipeline.tokenizer.clean_up_tokenization(text)

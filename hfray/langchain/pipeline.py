@@ -17,7 +17,7 @@ from hfray.engines.base import Engine, GenerationParams, RequestError
 from hfray.engines.load import SEQ2SEQ, load_engine
 from hfray.errors import EngineDiedError
 from hfray.inference.loop import EngineLoop
-from hfray.localsettings import (
+from hfray.langchain.settings import (
     FORMAT,
     TASKS,
     causal_defaults,

@@ -17,8 +17,8 @@ from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from hfray.completion import Completion
 from hfray.config.engine import EngineSettings
-from hfray.localpipeline import Call, LocalPipeline
-from hfray.localsettings import (
+from hfray.langchain.pipeline import Call, LocalPipeline
+from hfray.langchain.settings import (
     FIELDS,
     FORMAT,
     STOP_SEQUENCE,
