@@ -15,10 +15,10 @@ from jobs.command import run, settings_of
 def main() -> int:
     started = time.time()
     settings = settings_of(BatchSettings, __doc__)
-    from hfray.summary import print_plan, print_summary
+    from jobs.console import print_plan, print_summary
 
     if settings.plan:
-        from hfray.plan import make_plan
+        from hfray.tools.plan import make_plan
 
         print_plan(make_plan(settings), sys.stdout)
         return 0

@@ -9,7 +9,8 @@ from jobs.command import run, settings_of
 
 
 def main() -> int:
-    from hfray.bench import BenchSettings, format_table, run_bench
+    from hfray.tools.bench import format_table, run_bench
+    from hfray.tools.bench_cases import BenchSettings
 
     result = run_bench(settings_of(BenchSettings, __doc__))
     print(format_table(result))

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from hfray.bench import BenchSettings, format_table, run_bench, write_case
 from hfray.config.compose import load_settings
 from hfray.errors import SettingsError
+from hfray.tools.bench import format_table, run_bench
+from hfray.tools.bench_cases import BenchSettings, write_case
 from tests.conftest import QUESTIONS
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hfray.errors import SettingsError
-from hfray.plan import Plan, Trial, make_plan
+from hfray.tools.plan import Plan, Trial, make_plan
 from tests.conftest import batch_settings, run_job
 from tests.folders import row, write_part
 
@@ -73,7 +73,7 @@ def test_estimates():
 
 
 def test_a_slow_engine_is_judged_by_what_it_has_done(table, monkeypatch):
-    monkeypatch.setattr("hfray.plan.TRY_SECONDS", 1.5)
+    monkeypatch.setattr("hfray.tools.plan.TRY_SECONDS", 1.5)
     plan = make_plan(settings(table, "backend.step_seconds=0.05", "backend.tokens_per_step=4"))
     assert 0 < plan.trial.finished < plan.trial.tried
     assert plan.trial.seconds > 1.2

@@ -27,7 +27,7 @@ from hfray.runs.fingerprint import fingerprint
 from hfray.runs.record import OK
 from hfray.runs.report import flat
 from hfray.runs.status import describe, read_status
-from hfray.summary import print_summary
+from jobs.console import print_summary
 from tests.conftest import QUESTIONS, batch_settings
 from tests.processes import WAIT_SECONDS, Hold, wait_for_file
 from tests.test_batch import rows_of, write

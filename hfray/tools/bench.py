@@ -13,70 +13,13 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
-
-from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
-from hfray.data.readers import read_slice
-from hfray.engines.capacity import capacity_of
-from hfray.errors import SettingsError
+from hfray.tools.bench_cases import BenchOptions, BenchSettings, write_case
+from hfray.tools.bench_contestants import Run
 
-PREFIX_WORDS = 800  # about a thousand tokens
-LONG_WORDS = 600
-LENGTHS_WORDS = 160
 RESULT = re.compile(r"^RESULT .*?out_tokens=(?P<tokens>\d+) t=(?P<seconds>[\d.]+)", re.MULTILINE)
-STRICT = ConfigDict(extra="forbid", strict=True)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class BenchOptions:
-    """What is measured."""
-
-    rounds: int = Field(default=3, ge=1)
-    case: str = "questions"
-    contestants: list[str] = Field(default_factory=lambda: ["genai", "engine", "job"])
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)  # the job with other settings
-    peers: dict[str, list[str]] = Field(default_factory=dict)
-    paths: dict[str, str | None] = Field(default_factory=dict)
-
-    def usable_peers(self) -> dict[str, list[str]]:
-        """The peers whose commands need no path that is not given."""
-        missing = ["{" + name + "}" for name, path in self.paths.items() if path is None]
-        return {
-            name: command
-            for name, command in self.peers.items()
-            if not any(path in part for path in missing for part in command)
-        }
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class BenchSettings(BatchSettings):
-    """A batch job's settings, and what of it to measure."""
-
-    ROOT: ClassVar = "bench"
-
-    bench: BenchOptions
-
-
-@dataclass(kw_only=True)
-class Run:
-    """One contestant's run. Rates leave start-up out; `first_row_seconds` is from the command."""
-
-    tokens: int
-    prompt_tokens: int = 0
-    seconds: float
-    startup_seconds: float | None = None
-    first_row_seconds: float | None = None
-    full_steps: float | None = None
-    wall_seconds: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Generated tokens per second."""
-        return self.tokens / self.seconds
 
 
 def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
@@ -113,32 +56,6 @@ def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
     return result
 
 
-def write_case(settings: BenchSettings, path: Path) -> int:
-    """Write the case's records (one column, `question`) as JSONL; returns how many."""
-    from hfray.data.scan import scan
-
-    table = scan(settings.input)
-    rows = [row for piece in table.slices for block in read_slice(table, piece, 4096) for row in block.to_pylist()]
-    questions = [row["question"] for row in rows if row.get("question")]
-    filler = " ".join(questions).split() * 20
-    case = settings.bench.case
-    if case == "prefix":
-        head = "Examples of questions: " + " ".join(filler[:PREFIX_WORDS])
-        questions = [f"{head}\n\n{question}" for question in questions]
-    elif case == "duplicates":
-        repeats = (1, 4, 7)  # of ten rows, each with the question of a row before that is none of them
-        sources = [i // 2 - (i // 2 % 10 in repeats) if i % 10 in repeats else i for i in range(len(questions))]
-        questions = [questions[source] for source in sources]
-    elif case == "long":
-        questions = [" ".join(filler[i * 7 : i * 7 + LONG_WORDS]) + "\n\n" + q for i, q in enumerate(questions)]
-    elif case == "lengths":  # with generation.max_length, which counts the prompt, and generation.ignore_eos=true
-        questions = [" ".join(filler[i * 7 : i * 7 + 4 + i * 37 % LENGTHS_WORDS]) for i in range(len(questions))]
-    elif case != "questions":
-        raise SettingsError(f"bench.case={case}: must be questions, prefix, duplicates, long or lengths.")
-    path.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions))
-    return len(questions)
-
-
 def format_table(result: dict[str, Any]) -> str:
     """The medians as a Markdown table."""
     head = "| contestant | tokens/s | ratio | first row, s | start to end, s | steps at least 80 % full |\n|---|---|---|---|---|---|"
@@ -158,7 +75,9 @@ def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: 
         run = _run_job(settings, folder, settings.bench.variants.get(name, {}))
     else:
         payload = {"settings": to_plain(settings), "records": str(folder / "records.jsonl"), "model": model}
-        run = Run(**json.loads(_output([sys.executable, "-m", "hfray.bench", name, json.dumps(payload, default=str)])))
+        run = Run(
+            **json.loads(_output([sys.executable, "-m", "hfray.tools.bench", name, json.dumps(payload, default=str)]))
+        )
     run.wall_seconds = time.monotonic() - started
     return run
 
@@ -247,69 +166,3 @@ def _cpu() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
-
-
-# --- contestants, each in a process of its own -----------------------------------------------------------------
-
-
-def engine_alone(settings: BatchSettings, texts: list[str], model: dict[str, str]) -> Run:
-    """Our engine and its loop, without Ray."""
-    from hfray.completion import Prompt
-    from hfray.engines.load import load_engine
-    from hfray.inference.loop import EngineLoop
-
-    started = time.monotonic()
-    folder = Path(model["ir"] if settings.backend.name == "openvino" else model["hf"])
-    loop = EngineLoop(load_engine(settings, folder=folder))
-    ready = time.monotonic()
-    completions = loop.generate([Prompt(text) for text in texts], settings.params)
-    seconds, stats = time.monotonic() - ready, loop.stats
-    loop.close()
-    return Run(
-        tokens=sum(c.num_generated_tokens for c in completions),
-        prompt_tokens=sum(c.num_prompt_tokens for c in completions),
-        seconds=seconds,
-        startup_seconds=ready - started,
-        full_steps=stats.full_steps / max(1, stats.steps),
-    )
-
-
-def genai_directly(settings: BatchSettings, texts: list[str], model: dict[str, str]) -> Run:
-    """OpenVINO GenAI's own `generate` over all prompts, with the same properties and concurrency."""
-    import openvino_genai as genai
-
-    started = time.monotonic()
-    scheduler, backend = genai.SchedulerConfig(), settings.backend
-    scheduler.cache_size, scheduler.max_num_seqs = 4, capacity_of(settings)
-    scheduler.max_num_batched_tokens = backend.batch_tokens
-    pipeline = genai.ContinuousBatchingPipeline(
-        model["ir"], scheduler, settings.device.name or "CPU", dict(backend.ov_config)
-    )
-    config = genai.GenerationConfig()
-    config.max_new_tokens, config.do_sample, config.apply_chat_template = settings.params.max_new_tokens, False, False
-    pipeline.generate(texts[:1], [config])
-    ready = time.monotonic()
-    results = pipeline.generate(texts, [config] * len(texts))
-    seconds = time.monotonic() - ready
-    tokenizer = pipeline.get_tokenizer()
-    tokens = sum(tokenizer.encode(result.m_generation_ids[0]).input_ids.shape[1] for result in results)
-    return Run(tokens=tokens, seconds=seconds, startup_seconds=ready - started)
-
-
-def _main(name: str, payload: str) -> None:
-    from hfray.config.build import build
-    from hfray.config.engine import EngineSettings, PromptSettings
-    from hfray.inference.prompts import RecordPrompt
-
-    given = json.loads(payload)
-    plain = given["settings"]
-    settings = build(EngineSettings, {key: plain[key] for key in ("model", "task", "backend", "device", "generation")})
-    prompt = RecordPrompt(build(PromptSettings, plain["prompt"]))
-    with open(given["records"]) as file:
-        texts = [prompt.render(json.loads(line)).text for line in file]
-    contestant = {"engine": engine_alone, "genai": genai_directly}[name]
-    print(json.dumps(asdict(contestant(settings, texts, given["model"]))))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

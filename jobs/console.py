@@ -7,9 +7,9 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from hfray.plan import WORKERS, Plan
 from hfray.runs.record import Summary
 from hfray.runs.words import coarse, duration, pool_words
+from hfray.tools.plan import WORKERS, Plan
 
 SNIPPET = 160  # characters of a prompt or an answer
 
