@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-import hfray
 from hfray.config.batch import BatchSettings
 from hfray.config.build import build, known_keys
 from hfray.config.engine import PromptSettings
@@ -40,7 +39,7 @@ LIST_OF_POOLS = re.compile(r"workers=\s*\[")
 
 def config_folder() -> Path:
     """The folder of presets: inside the installed package, or at the top of a checkout."""
-    here = Path(hfray.__file__).parent
+    here = Path(__file__).parents[1]
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 

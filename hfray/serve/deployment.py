@@ -1,6 +1,6 @@
 """The online service on Ray Serve: each replica one engine, the same as the batch job's, behind OpenAI's API.
 
-`hfray.serve.deployment:app` is an application builder: `serve run hfray.serve.deployment:app conf=smollm2_openvino`.
+`hfray.serve:app` is an application builder: `serve run hfray.serve.deployment:app conf=smollm2_openvino`.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def write_config(settings: ServeSettings, given: Sequence[str]) -> str:
         "proxy_location": "EveryNode",
         "http_options": {"host": settings.serve.host, "port": settings.serve.port},
         "applications": [
-            {"name": NAME, "route_prefix": "/", "import_path": "hfray.serve.deployment:app", "args": args},
+            {"name": NAME, "route_prefix": "/", "import_path": "hfray.serve:app", "args": args},
         ],
     }
     text = "# For `serve run`, `serve deploy`, or a RayService's serveConfigV2.\n" + yaml.safe_dump(

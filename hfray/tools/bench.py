@@ -76,7 +76,9 @@ def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: 
     else:
         payload = {"settings": to_plain(settings), "records": str(folder / "records.jsonl"), "model": model}
         run = Run(
-            **json.loads(_output([sys.executable, "-m", "hfray.tools.bench", name, json.dumps(payload, default=str)]))
+            **json.loads(
+                _output([sys.executable, "-m", "hfray.tools.bench_contestants", name, json.dumps(payload, default=str)])
+            )
         )
     run.wall_seconds = time.monotonic() - started
     return run

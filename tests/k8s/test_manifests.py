@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CRDS = ROOT.parent / "shared" / "crds"
 JOBS = ["rayjob-openvino-cpu", "rayjob-bloom-gpu", "rayjob-mixed"]
 MANIFESTS = [*JOBS, "rayservice"]

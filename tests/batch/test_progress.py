@@ -17,7 +17,7 @@ from hfray.inference.stats import LoopStats
 from hfray.runs.pace import Pace, TimeLeft
 from hfray.runs.words import coarse, duration, occupancy
 
-DASHBOARD = Path(__file__).parent.parent / "k8s" / "grafana-dashboard.json"
+DASHBOARD = Path(__file__).parents[2] / "k8s" / "grafana-dashboard.json"
 
 
 def snapshot(rows=0, failed=0, prompts=0, generated=0, ready=1, workers=1, running=8, capacity=8, deaths=0) -> dict:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
+from tests.batch.test_crew import fake
 from tests.conftest import run_job
 from tests.processes import Hold, wait_for_file
-from tests.test_pools import fake
 
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 # One worker on each node: every node has one slot, and every worker takes one.
@@ -107,7 +107,7 @@ print(ray.get([load.options(num_cpus=0.5, resources={"slot": 0.5}).remote() for 
 def test_each_cache_is_filled_once(cluster, caches, s3_model, s3_environment):
     """Six engines at once on three nodes, none of which sees the folder that another node prepared."""
     command = [sys.executable, "-c", LOAD_EVERYWHERE, s3_model]
-    here = environment(cluster, **s3_environment, PYTHONPATH=str(Path(__file__).parent.parent))
+    here = environment(cluster, **s3_environment, PYTHONPATH=str(Path(__file__).parents[2]))
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str([7] * 6)

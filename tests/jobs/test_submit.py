@@ -15,7 +15,7 @@ import pytest
 
 from tests.processes import Hold
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytest.importorskip("aiohttp_cors", reason="`ray job submit` needs the job server: pip install 'ray[default]'")
 
 

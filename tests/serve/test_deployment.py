@@ -237,7 +237,7 @@ def test_config_for_a_ray_service(tmp_path):
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load(path.read_text())
     application = ServeDeploySchema.model_validate(config).applications[0]
-    assert application.import_path == "hfray.serve.deployment:app"
+    assert application.import_path == "hfray.serve:app"
     assert sorted(overrides(application.args)) == sorted(options)
     assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}
 

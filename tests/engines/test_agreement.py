@@ -20,7 +20,7 @@ from tests.conftest import QUESTIONS, batch_settings
 
 NEW_TOKENS = 64
 COUNT = int(os.environ.get("HFRAY_AGREEMENT", "8"))
-REAL = Path(__file__).parent.parent.parent / "shared/data/gsm8k_train_2000.jsonl"
+REAL = Path(__file__).parents[3] / "shared/data/gsm8k_train_2000.jsonl"
 
 
 def prompts() -> list[str]:

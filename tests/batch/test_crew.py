@@ -28,9 +28,9 @@ from hfray.runs.record import OK
 from hfray.runs.report import flat
 from hfray.runs.status import describe, read_status
 from jobs.console import print_summary
+from tests.batch.test_job import rows_of, write
 from tests.conftest import QUESTIONS, batch_settings
 from tests.processes import WAIT_SECONDS, Hold, wait_for_file
-from tests.test_batch import rows_of, write
 
 IO = ["input.path=in.jsonl", "output.path=out"]
 QUICK = ["conf=fake", "output.flush_seconds=0.5"]
