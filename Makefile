@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test submit-demo chaos bench lint format clean
+.PHONY: help install demo quick test submit-demo chaos bench lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(INSTALLED) ## questions in, a real model's answers out: the main job in 
 test: $(INSTALLED) ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+quick: $(INSTALLED) ## the tests that start no Ray, no server and no real model
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not server and not model"
+
 submit-demo: $(INSTALLED) ## the demo as `ray job submit` sends it, to a head started for it on this machine
 	$(BIN)/python examples/submit_demo.py
 
@@ -34,8 +37,10 @@ chaos: $(INSTALLED) ## kill workers, drivers and nodes at random, and count what
 bench: $(INSTALLED) ## measure the engine alone and the whole job, side by side
 	$(BIN)/python -m jobs.bench
 
-lint: $(INSTALLED) ## check style and mistakes
+lint: $(INSTALLED) ## check style, types and the one-way rule of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
 
 format: $(INSTALLED) ## put the code in its form
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
