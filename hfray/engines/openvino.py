@@ -17,7 +17,7 @@ import psutil
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import capacity_for_cache
 from hfray.engines.waiting import WaitingRequests
-from hfray.models.folder import TOKENIZER_FILES, context_length, kv_values_per_token
+from hfray.models.folder import check_tokenizer, context_length, end_token_ids, kv_values_per_token
 
 KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
 KV_CACHE_GIB = (1, 16)  # ... within these bounds
@@ -27,12 +27,7 @@ class OpenVINOTokenizer:
     """The IR folder's own tokenizer."""
 
     def __init__(self, folder: Path) -> None:
-        for name in TOKENIZER_FILES:
-            if not (folder / name).exists():
-                raise ValueError(
-                    f"model.source={folder}: the folder has no tokenizer ({name} is missing). Export the model again "
-                    "with `python -m jobs.export`, or run `convert_tokenizer` of openvino-tokenizers on it."
-                )
+        check_tokenizer(folder)
         self.native = genai.Tokenizer(folder, ENABLE_CPU_PINNING=False)  # it would pin the thread that calls it
         bos = self.native.get_bos_token_id()
         self.bos_id = bos if bos >= 0 else None
@@ -196,7 +191,7 @@ class OpenVINOEngine(Engine):
 
     @property
     def _end_ids(self) -> set[int]:
-        return {self._defaults.eos_token_id, *self._defaults.stop_token_ids}
+        return end_token_ids([self._defaults.eos_token_id, *self._defaults.stop_token_ids])
 
     def _config(self, request: Request) -> genai.GenerationConfig:
         params, config = request.params, genai.GenerationConfig()

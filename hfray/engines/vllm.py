@@ -15,7 +15,7 @@ from vllm.sampling_params import RequestOutputKind
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.torch.checkpoint import load_tokenizer
 from hfray.engines.waiting import WaitingRequests
-from hfray.models.folder import end_token_ids
+from hfray.models.folder import end_token_ids, stored_end_token_ids
 
 # In this process, so that a dead engine is a dead worker; read when vLLM is imported.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -58,7 +58,7 @@ class VLLMEngine(Engine):
             ) from error
         config = self._vllm.vllm_config
         self.context_length, self.capacity = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
-        self._end_ids = end_token_ids(folder) or {self.tokenizer.hf.eos_token_id} - {None}
+        self._end_ids = end_token_ids(stored_end_token_ids(folder), self.tokenizer.hf.eos_token_id)
         self._waiting = WaitingRequests()
         self._running: dict[int, _Running] = {}
 

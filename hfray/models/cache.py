@@ -16,16 +16,16 @@ from hfray.errors import SettingsError
 
 
 def cache_folder() -> Path:
-    """Where models are kept: `HFRAY_CACHE`, else `hfray` under the user's cache directory."""
+    """The folder that stores prepared models: `HFRAY_CACHE`, or `hfray` in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("HFRAY_CACHE") or Path(base) / "hfray").expanduser().absolute()
 
 
 def cached(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The cache entry `kind`/`name`, made by `make(folder)` if it is not there; whole or absent, never half.
+    """The cache entry `kind`/`name`. If it does not exist, `make(folder)` creates it; a failed `make` leaves nothing.
 
-    Where nodes share the cache, one makes it and the others wait; `name.made` has a line for each making: node, process
-    and seconds.
+    If several nodes share the cache, one of them makes the entry and the others wait. The file `name.made` gets a line
+    per creation: node, process id, seconds.
     """
     entry = cache_folder() / kind / re.sub(r"[^\w.=+-]+", "_", name)
     if entry.exists():
@@ -34,26 +34,22 @@ def cached(kind: str, name: str, make: Callable[[Path], None]) -> Path:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             if not entry.exists():
-                with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".making-") as aside:
-                    folder = Path(aside) / "entry"
-                    folder.mkdir()
-                    started = time.monotonic()
-                    make(folder)
-                    folder.rename(entry)
-                    with open(f"{entry}.made", "a") as log:
-                        log.write(f"{socket.gethostname()} {os.getpid()} {time.monotonic() - started:.1f} s\n")
+                _make(entry, make)
     except OSError as error:
         raise SettingsError(
-            f"HFRAY_CACHE={cache_folder()}: the model cannot be kept there ({error}). "
-            "Set HFRAY_CACHE to a folder that can be written and has room."
+            f"HFRAY_CACHE={cache_folder()}: cannot store the model there ({error}). "
+            "Set HFRAY_CACHE to a writable folder with enough free space."
         ) from error
     return entry
 
 
-def _held(lock: Path) -> bool:
-    probe = FileLock(lock, timeout=0)
-    try:
-        with probe:
-            return False
-    except TimeoutError:
-        return True
+def _make(entry: Path, make: Callable[[Path], None]) -> None:
+    """Make the entry in a temporary folder and rename it, so that the entry is complete or absent."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".making-") as temporary:
+        folder = Path(temporary) / "entry"
+        folder.mkdir()
+        make(folder)
+        folder.rename(entry)
+    with open(f"{entry}.made", "a") as log:
+        log.write(f"{socket.gethostname()} {os.getpid()} {time.monotonic() - started:.1f} s\n")

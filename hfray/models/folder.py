@@ -1,17 +1,21 @@
-"""What a local model folder holds, read off its files alone."""
+"""What a local model folder contains, read from its files alone."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hfray.errors import SettingsError
+
 IR_FILES = ("openvino_model.xml", "openvino_language_model.xml", "openvino_decoder_model.xml")
-TOKENIZER_FILES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")  # of an IR folder
+TOKENIZER_FILES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")  # in an IR folder
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
 # The name differs by architecture: Llama and most others, GPT-2 and GPT-J, BLOOM, MPT, T5-like.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def is_ir(folder: Path) -> bool:
@@ -20,13 +24,34 @@ def is_ir(folder: Path) -> bool:
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether the folder holds a transformers model: its config and weights."""
+    """Whether the folder contains a transformers model: its config and its weights."""
     return (folder / "config.json").exists() and any(any(folder.glob(pattern)) for pattern in WEIGHTS)
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether the folder holds any of the files that a transformers tokenizer is made from."""
+    """Whether the folder contains any file from which transformers can build a tokenizer."""
     return any((folder / name).exists() for name in TOKENIZERS)
+
+
+def check_tokenizer(folder: Path, source: str | None = None) -> None:
+    """Raise SettingsError if the folder has no tokenizer of its kind.
+
+    Args:
+        folder: a Hugging Face folder or an OpenVINO IR folder.
+        source: the `model.source` to name in the message; the folder itself by default.
+    """
+    if is_ir(folder):
+        missing = [name for name in TOKENIZER_FILES if not (folder / name).exists()]
+        found = f"{missing[0]} is missing" if missing else None
+        remedy = (
+            "Export the model again with `python -m jobs.export`, "
+            "or run `convert_tokenizer` of openvino-tokenizers on it."
+        )
+    else:
+        found = None if has_tokenizer(folder) else "it contains no tokenizer.json, vocab.txt or similar file"
+        remedy = "Save the model's tokenizer into it with `tokenizer.save_pretrained(folder)`."
+    if found is not None:
+        raise SettingsError(f"model.source={source or folder}: the folder has no tokenizer ({found}). {remedy}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -35,7 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def context_length(folder: Path) -> int | None:
-    """Most tokens of prompt and completion together, or None where the model's config sets no bound."""
+    """The maximum number of prompt and completion tokens together; None if the model's config sets no limit."""
     config = read_config(folder)
     for source in (config, config.get("text_config") or {}):
         for key in CONTEXT_KEYS:
@@ -45,7 +70,7 @@ def context_length(folder: Path) -> int | None:
 
 
 def kv_values_per_token(folder: Path) -> int | None:
-    """How many numbers the KV cache holds for a token, or None where the config does not tell."""
+    """How many numbers the KV cache stores per token; None if the config does not say."""
     config = read_config(folder)
     config = config.get("text_config") or config
 
@@ -59,22 +84,31 @@ def kv_values_per_token(folder: Path) -> int | None:
     return 2 * layers * (kv_heads or heads) * (first("head_dim") or hidden // heads)
 
 
-def end_token_ids(folder: Path) -> set[int]:
-    """The ids that end a completion, as the generation config has them, or else the model's config."""
-    for config in (_read_json(folder / "generation_config.json"), read_config(folder)):
-        ids = config.get("eos_token_id")
-        if ids is not None:
-            return {ids} if isinstance(ids, int) else set(ids)
+def end_token_ids(*candidates: int | Iterable[int] | None) -> set[int]:
+    """The end-of-text token ids: the first candidate that names any, as a set.
+
+    Each candidate is an `eos_token_id` as transformers writes it: one id, several ids, or None.
+    """
+    for ids in candidates:
+        found = set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+        if found:
+            return found
     return set()
 
 
+def stored_end_token_ids(folder: Path) -> set[int]:
+    """The end-of-text token ids in the folder's generation config, or else in its model config."""
+    generation = _read_json(folder / "generation_config.json")
+    return end_token_ids(generation.get("eos_token_id"), read_config(folder).get("eos_token_id"))
+
+
 def weight_bytes(folder: Path, dtype: str) -> int:
-    """Bytes that the weights take in memory as `dtype` ("float32", "bfloat16", ...), by the size of their files."""
+    """How many bytes the weights take in memory as `dtype` ("float32", "bfloat16", ...), from their file sizes."""
     kinds = ("*.safetensors", "*.bin")
     stored = next((total for kind in kinds if (total := sum(f.stat().st_size for f in folder.glob(kind)))), 0)
     config = read_config(folder)
-    width = {"float32": 4, "float16": 2, "bfloat16": 2}
-    return stored * width[dtype] // width.get(config.get("dtype") or config.get("torch_dtype"), width[dtype])
+    stored_dtype = str(config.get("dtype") or config.get("torch_dtype"))
+    return stored * BYTES[dtype] // BYTES.get(stored_dtype, BYTES[dtype])
 
 
 def model_type(folder: Path) -> str:
@@ -83,16 +117,16 @@ def model_type(folder: Path) -> str:
 
 
 def channels(folder: Path) -> list[int]:
-    """Input widths of the model's linear layers, as far as the config tells: what weight groups must divide."""
+    """The input widths of the linear layers that the config names; weight groups must divide each of them."""
     config = read_config(folder)
     keys = ("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "d_ff", "ffn_dim")
     return sorted({config[key] for key in keys if isinstance(config.get(key), int)})
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files in the folder."""
+    """The total size of all files in the folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

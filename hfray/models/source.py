@@ -19,7 +19,7 @@ from pathlib import Path
 from hfray.config.engine import EngineSettings, ModelSettings, OpenVINOBackend
 from hfray.errors import SettingsError
 from hfray.models.cache import cached
-from hfray.models.folder import has_tokenizer, is_hugging_face, is_ir
+from hfray.models.folder import check_tokenizer, is_hugging_face, is_ir
 
 PIP_SOURCE = re.compile(r"pip:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)/(?P<inside>.+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -43,11 +43,8 @@ def prepare(settings: EngineSettings) -> Path:
             f"model.source={settings.model.source} is an OpenVINO IR folder, which backend={settings.backend.name} "
             "cannot load. Use backend=openvino, or name the model's Hugging Face folder."
         )
-    if not is_ir(folder) and not has_tokenizer(folder):
-        raise SettingsError(
-            f"model.source={settings.model.source}: the folder has no tokenizer (no tokenizer.json or the like). "
-            "Save the model's tokenizer into it with `tokenizer.save_pretrained(folder)`."
-        )
+    if not is_ir(folder):
+        check_tokenizer(folder, settings.model.source)
     return folder
 
 

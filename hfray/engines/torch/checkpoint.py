@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfray.models.folder import has_tokenizer, read_config, weight_bytes
+from hfray.models.folder import check_tokenizer, end_token_ids, read_config, weight_bytes
 
 WEIGHTS_SHARE = 0.9  # of a GPU's free memory that weights may take at most: rows need some too
 
@@ -43,12 +43,8 @@ class TransformersTokenizer:
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> TransformersTokenizer:
-    """The folder's tokenizer, as transformers loads it. Raises ValueError where there is none."""
-    if not has_tokenizer(folder):
-        raise ValueError(
-            f"model.source={folder}: the folder has no tokenizer (no tokenizer.json or the like). "
-            "Save the model's tokenizer into it with `tokenizer.save_pretrained(folder)`."
-        )
+    """The folder's tokenizer, as transformers loads it. Raises SettingsError if there is none."""
+    check_tokenizer(folder)
     return TransformersTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
@@ -100,7 +96,5 @@ def check_fits(weights: int, free: int, what: str) -> None:
 
 
 def end_ids(model: Any, tokenizer: TransformersTokenizer) -> set[int]:
-    """The ids that end a sequence: the model's generation config's, else the tokenizer's."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    ids = tokenizer.hf.eos_token_id if ids is None else ids
-    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+    """The end-of-text token ids: the generation config's, or else the tokenizer's."""
+    return end_token_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer.hf.eos_token_id)
