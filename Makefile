@@ -1,49 +1,60 @@
-# Every target does the set-up it needs; run again, it sets nothing up twice.
+# Every target installs what it needs first. A second run installs nothing again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test submit-demo chaos bench lint format clean
+.PHONY: help install demo quick test lint format submit-demo chaos bench constraints audit clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## make .venv with hfray and all its extras
+install: $(INSTALLED) ## create .venv with hfray, all its extras and the exact versions of constraints.txt
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("hfray needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## questions in, a real model's answers out: the main job in one word
+demo: $(INSTALLED) ## answer 24 questions with a real model on this machine's CPU
 	$(BIN)/python -m jobs.batch input.path=examples/questions.jsonl output.path=outputs/demo
 
-# Two at a time: most tests wait for processes of their own.
-test: $(INSTALLED) ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-
-quick: $(INSTALLED) ## the tests that start no Ray, no server and no real model
+quick: $(INSTALLED) ## run the tests that start no Ray, no server and no real model
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not server and not model"
 
-submit-demo: $(INSTALLED) ## the demo as `ray job submit` sends it, to a head started for it on this machine
+# Two test processes even on two cores: most tests wait for processes of their own.
+test: $(INSTALLED) ## run all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED) ## check style, types and the import rule
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: $(INSTALLED) ## fix the style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+submit-demo: $(INSTALLED) ## run the demo through `ray job submit`, on a Ray head started for it on this machine
 	$(BIN)/python examples/submit_demo.py
 
-chaos: $(INSTALLED) ## kill workers, drivers and nodes at random, and count what is lost (minutes)
+chaos: $(INSTALLED) ## kill workers, drivers and nodes at random, and count the lost rows (takes minutes)
 	$(BIN)/python -m tests.chaos
 
 bench: $(INSTALLED) ## measure the engine alone and the whole job, side by side
 	$(BIN)/python -m jobs.bench
 
-lint: $(INSTALLED) ## check style, types and the one-way rule of imports
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/lint-imports
-	$(BIN)/pyright
+# Run the whole suite afterwards: the file promises that the suite passes with these versions.
+constraints: ## upgrade .venv to the newest versions that pyproject.toml allows, and write them to constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(BIN)/python .ci/freeze.py > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+	@touch $(INSTALLED)
 
-format: $(INSTALLED) ## put the code in its form
-	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+audit: ## look for known vulnerabilities in the versions of constraints.txt
+	PYTHON=$(PYTHON) .ci/audit
 
-clean: ## remove what make made
-	rm -rf $(VENV) outputs dist .pytest_cache .ruff_cache
+clean: ## remove everything that make created
+	rm -rf $(VENV) .audit outputs dist .pytest_cache .ruff_cache
