@@ -63,8 +63,6 @@ class GenerationParams:
             value = getattr(self, name)
             if value is not None and not isinstance(value, int):
                 raise ValueError(f"generation.{name}={value!r}: must be a whole number.")
-        if self.repetition_penalty is not None:  # transformers refuses a whole number
-            object.__setattr__(self, "repetition_penalty", float(self.repetition_penalty))
         if any(not isinstance(stop, str) or not stop for stop in self.stop_strings):
             raise ValueError(f"generation.stop_strings={self.stop_strings!r}: must be non-empty strings.")
 

@@ -21,7 +21,7 @@ from hfray.data.table import Table
 from hfray.errors import SettingsError
 from hfray.runs.fingerprint import check_fingerprint, fingerprint, versions
 from hfray.runs.record import process_lives
-from hfray.urls import is_url
+from hfray.urls import absolute
 
 
 def check(settings: BatchSettings) -> Table:
@@ -140,7 +140,7 @@ def any_pending(table: Table, done: DoneRows) -> bool:
 def output_folder(settings: BatchSettings) -> OutputFolder:
     """The folder of output.path, by its absolute path."""
     path = settings.output.path
-    return OutputFolder(path if is_url(path) else str(Path(path).expanduser().absolute()))
+    return OutputFolder(absolute(path))
 
 
 def _is_alive(owner: dict) -> bool:

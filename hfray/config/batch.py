@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from hfray.config.engine import STRICT, EngineSettings, PromptSettings
-from hfray.config.secrets import _no_secrets
+from hfray.config.secrets import check_no_credentials
 from hfray.config.workers import POOL_GROUPS, RaySettings, Workers, WorkerSettings, _check_pools
 
 
@@ -24,7 +24,7 @@ class InputSettings:
     columns: list[str] | None = None
 
     def __post_init__(self) -> None:
-        _no_secrets("input.path", self.path)
+        check_no_credentials("input.path", self.path)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -43,7 +43,7 @@ class OutputSettings:
     flush_seconds: float = Field(default=30.0, gt=0)
 
     def __post_init__(self) -> None:
-        _no_secrets("output.path", self.path)
+        check_no_credentials("output.path", self.path)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

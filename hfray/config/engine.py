@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from hfray.config.secrets import _no_secrets
+from hfray.config.secrets import check_no_credentials
 from hfray.params import GenerationParams
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -25,7 +25,7 @@ class ModelSettings:
     kwargs: dict[str, Any] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _no_secrets("model.source", self.source)
+        check_no_credentials("model.source", self.source)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

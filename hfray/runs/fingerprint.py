@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from hfray.config.batch import BatchSettings
 from hfray.errors import SettingsError
+from hfray.urls import absolute
 
 PACKAGES = [
     "ray",
@@ -49,9 +49,10 @@ def fingerprint(settings: BatchSettings) -> dict[str, Any]:
     Of pools it is what they run that counts, not their order or size: pools that run the same are as one, and the
     unlike stand sorted under `engines`.
     """
+    paths = [settings.input.path] if isinstance(settings.input.path, str) else settings.input.path
     flat: dict[str, Any] = {
         "task": settings.task,
-        "input.path": _absolute(settings.input.path),
+        "input.path": [absolute(path) for path in paths],
         "input.columns": settings.input.columns,
         "input.id_column": settings.input.id_column,
     }
@@ -82,11 +83,6 @@ def _engine(settings: BatchSettings) -> dict[str, Any]:
         given = getattr(backend, table, {}).items()
         flat |= {f"backend.{table}.{key}": value for key, value in given if any(word in key for word in words)}
     return {key: value for key, value in flat.items() if value is not None}
-
-
-def _absolute(paths: str | list[str]) -> list[str]:
-    paths = [paths] if isinstance(paths, str) else paths
-    return [path if "://" in path else str(Path(path).expanduser().absolute()) for path in paths]
 
 
 def check_fingerprint(mine: dict[str, Any], theirs: dict[str, Any], path: str) -> None:

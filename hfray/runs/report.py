@@ -6,12 +6,12 @@ nobody vouches for: the templates escape all of it.
 
 from __future__ import annotations
 
-import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hfray.config.secrets import is_secret_name
 from hfray.data.output import OutputFolder
 from hfray.runs.contents import Contents, read_contents
 from hfray.runs.history import Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
@@ -22,7 +22,6 @@ SAMPLES = 200
 SAMPLE_BYTES = 1_500_000  # of the page, for the sampled rows together
 LONGEST_TEXT = 4000  # characters of a prompt or an answer
 ERRORS_SHOWN = 20
-SECRET = re.compile(r"(^|[._])(api_?keys?|token|secret|password|credentials?)$", re.IGNORECASE)
 
 
 def try_report(output: OutputFolder) -> str | None:
@@ -176,7 +175,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict) and value:
             found += flat(value, f"{key}.")
         else:
-            found.append((key, "•••" if value and SECRET.search(key) else _plain(value)))
+            found.append((key, "•••" if value and is_secret_name(name) else _plain(value)))
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from hfray.config.secrets import to_plain
 from hfray.tools.bench_cases import BenchOptions, BenchSettings, write_case
 from hfray.tools.bench_contestants import Run
+from hfray.urls import absolute
 
 RESULT = re.compile(r"^RESULT .*?out_tokens=(?P<tokens>\d+) t=(?P<seconds>[\d.]+)", re.MULTILINE)
 
@@ -27,7 +28,7 @@ def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
     from hfray.models.source import fetch, prepare
     from hfray.runs.fingerprint import versions
 
-    folder = Path(settings.output.path).absolute()
+    folder = Path(absolute(settings.output.path))
     folder.mkdir(parents=True, exist_ok=True)
     records = write_case(settings, folder / "records.jsonl")
     model = {"ir" if settings.backend.name == "openvino" else "hf": str(prepare(settings))}

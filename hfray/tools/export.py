@@ -17,6 +17,7 @@ from hfray.models.folder import is_ir
 from hfray.models.folder import size as folder_size
 from hfray.models.openvino_ir import export, group_size
 from hfray.models.source import fetch
+from hfray.urls import absolute
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +79,7 @@ def run_export(settings: ExportSettings, console: Console) -> ExportReport:
         SettingsError: the model cannot be exported, or there is something at `output.path` already.
         RuntimeError: the folder was written, and does not load or writes nothing.
     """
-    started, target = time.monotonic(), Path(settings.output.path).expanduser().absolute()
+    started, target = time.monotonic(), Path(absolute(settings.output.path))
     if target.exists() and not settings.output.overwrite and (not target.is_dir() or any(target.iterdir())):
         raise SettingsError(
             f"output.path={settings.output.path}: is there already. Name another folder, or add output.overwrite=true."

@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from hfray.config.secrets import credentials_in
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
 from hfray.data.paths import open_filesystem
@@ -21,7 +22,7 @@ from hfray.data.readers import read_slice
 from hfray.data.records import output_schema
 from hfray.data.scan import scan
 from hfray.errors import SettingsError, SupersededError
-from hfray.urls import credentials_in, file_address, without_query
+from hfray.urls import file_address, without_query
 from tests.conftest import S3_SECRET as SECRET
 from tests.conftest import batch_settings, run_job
 

@@ -75,7 +75,7 @@ class Sampler:
             logits[ids] -= (params.presence_penalty or 0.0) + (params.frequency_penalty or 0.0) * counts
         processors = LogitsProcessorList()
         if params.repetition_penalty:
-            processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+            processors.append(RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty)))
         if params.no_repeat_ngram_size:
             processors.append(NoRepeatNGramLogitsProcessor(params.no_repeat_ngram_size))
         if params.sampling:

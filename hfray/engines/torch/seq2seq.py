@@ -213,6 +213,8 @@ class Seq2SeqEngine(Engine):
         for name in OVERRIDES:
             if getattr(params, name) is not None:
                 setattr(config, name, getattr(params, name))
+        if config.repetition_penalty is not None:  # transformers refuses a whole number
+            config.repetition_penalty = float(config.repetition_penalty)
         if params.sampling:
             config.num_beams, config.early_stopping = 1, False
         if params.min_new_tokens:
