@@ -1,4 +1,4 @@
-"""The batch job's engine online, behind an API that speaks OpenAI's protocol, until interrupted.
+"""Serve the batch job's engine online with OpenAI's API, until interrupted.
 
 python -m jobs.serve [conf=PRESET] [serve.port=8000] [key=value ...]
 """
@@ -13,10 +13,12 @@ from jobs.command import run, settings_of
 
 def main() -> int:
     settings = settings_of(ServeSettings, __doc__)
-    from hfray.serve.deployment import run_service, write_config
+    from hfray.serve.deployment import write_config
+    from hfray.serve.server import run_service
 
     if settings.emit is not None:
-        print(f"written: {write_config(settings, sys.argv[1:])}")
+        write_config(settings.emit, settings, sys.argv[1:])
+        print(f"written: {settings.emit}")
         return 0
     run_service(settings)
     return 0

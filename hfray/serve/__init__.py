@@ -1,8 +1,8 @@
-"""The online service on Ray Serve; `hfray.serve:app` is its application builder, for `serve run` and manifests."""
+"""The online service on Ray Serve. `hfray.serve:app` is the application builder for `serve run` and manifests."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hfray.serve.deployment import app
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name != "app":
         raise AttributeError(f"module 'hfray.serve' has no attribute {name!r}")
     from hfray.serve.deployment import app

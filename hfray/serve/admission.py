@@ -1,32 +1,34 @@
-"""How many requests the service takes on at once."""
+"""Admission control: how many completions one replica accepts at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from hfray.serve.errors import ApiError
+from hfray.serve.errors import ApiError, overloaded
 from hfray.serve.request import Session
 
-TICKET = "hfray.ticket"  # where a request's ticket is in its ASGI scope
+TICKET = "hfray.ticket"  # the key of a request's ticket in its ASGI scope
 
 
 class Admission:
-    """How many completions one replica has taken on, engine and queue together."""
+    """Counts the completions that one replica has accepted, running and waiting together."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
 
     def take(self, count: int) -> None:
-        """Raises ApiError 503 where they are too many now, 400 where they always would be."""
+        """Accept `count` more completions. Raises ApiError 503 if they exceed the limit."""
         if self.taken + count > self.limit:
-            raise ApiError(
-                503, f"the server is busy: {self.taken} completions run or wait. Try again.", code="overloaded"
-            )
+            raise overloaded(f"the server is busy: {self.taken} completions are running or waiting. Try again.")
         self.taken += count
+
+    def give_back(self, count: int) -> None:
+        """Release completions that were accepted."""
+        self.taken -= count
 
 
 class Ticket:
-    """A request's leave to use the engine: its share of the admission and its session, both gone at `close`."""
+    """A request's share of the admission, and its session; `close` gives both back."""
 
     def __init__(self, admission: Admission, on_close: Callable[[Session], None]) -> None:
         admission.take(1)
@@ -34,22 +36,25 @@ class Ticket:
         self._session: Session | None = None
 
     def widen(self, count: int) -> None:
-        """Ask for `count` completions in all. Raises ApiError."""
+        """Reserve `count` completions in total. Raises ApiError: 503 if the server is busy, 400 above the limit."""
         if count > self._admission.limit:
-            raise ApiError(400, f"{count} completions in one request, and the server takes {self._admission.limit}")
-        if count > 1:
+            raise ApiError(
+                400, f"the request asks for {count} completions, and the server accepts {self._admission.limit} at once"
+            )
+        if count > self._count:
             self._admission.take(count - self._count)
             self._count = count
 
     def hold(self, session: Session) -> Session:
-        """Close the session with the ticket."""
+        """Attach the session, so that `close` closes it too."""
         self._session = session
         return session
 
     def close(self) -> None:
-        """Give everything back; safe whatever became of the request."""
-        self._admission.taken -= self._count
+        """Give back the admission and close the session. Safe to call twice, and whatever happened to the request."""
+        self._admission.give_back(self._count)
         self._count = 0
-        if self._session is not None:
-            self._session.close()
-            self._on_close(self._session)
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+            self._on_close(session)

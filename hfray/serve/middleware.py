@@ -1,62 +1,30 @@
-"""Who may ask, how much, and how many at once: decided before a request's body is read."""
+"""Checks that run before a request's body is read: API key, size, admission. Also every error in OpenAI's form."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import logging
-import os
-import traceback
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hfray.config.serve import ServerSettings, is_loopback
-from hfray.errors import EngineDiedError, SettingsError
+from hfray.config.serve import is_loopback
+from hfray.errors import EngineDiedError
 from hfray.serve.admission import TICKET, Ticket
-from hfray.serve.errors import ApiError, error_response
+from hfray.serve.errors import ApiError, error_response, log_failure, overloaded
 
-OPEN_PATHS = {"/", "/health", "/openapi.json"}  # nothing of the model's or of anyone's requests
+if TYPE_CHECKING:
+    from hfray.serve.replica import Service
 
-
-def read_key_digests(settings: ServerSettings) -> list[bytes]:
-    """SHA-256 digests of the keys that `serve.api_keys` points to; none where it is null.
-
-    Raises:
-        SettingsError: there is no such variable or file, or no key in it.
-    """
-    if settings.api_keys is None:
-        return []
-    kind, _, where = settings.api_keys.partition(":")
-    try:
-        text = os.environ[where] if kind == "env" else Path(where).expanduser().read_text()
-    except (KeyError, OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"serve.api_keys={settings.api_keys}: cannot be read ({type(error).__name__}). "
-            "Set that variable, or name a readable file, with one or more keys between commas or line ends."
-        ) from error
-    keys = [key for key in (part.strip() for part in text.replace(",", "\n").splitlines()) if key]
-    if not keys:
-        raise SettingsError(
-            f"serve.api_keys={settings.api_keys}: holds no key. Put one in, or set serve.api_keys=null."
-        )
-    return [hashlib.sha256(key.encode()).digest() for key in keys]
+OPEN_PATHS = {"/", "/health", "/openapi.json"}  # they reveal nothing of the model or of anyone's requests
 
 
 class Guard:
-    """ASGI middleware around the API: keys, size, admission, and every error in OpenAI's form.
+    """ASGI middleware around the API.
 
-    A ticket's `close`, in a `finally` here, is where every request ends: answered, failed, or its client gone.
-
-    Args:
-        service: has `check`, `admission`, `close_session`, `count_request`.
-        digests: of the keys that let a client in; none asks for no key.
+    Every request ends here, in the `finally` that closes its ticket: answered, failed, or abandoned by its client.
     """
 
-    def __init__(self, app: ASGIApp, service: Any, settings: ServerSettings, digests: Sequence[bytes]) -> None:
-        self._app, self._service, self._settings, self._digests = app, service, settings, digests
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service, self._settings = app, service, service.settings.serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,9 +47,9 @@ class Guard:
             await self._app(scope, self._bounded(receive), counting_send)
         except Exception as error:
             if not isinstance(error, ApiError):
-                _log(error)
+                log_failure(error)
                 error = ApiError(500, "the server failed on this request", code="internal_error")
-            if status:  # too late for an answer of its own: the connection breaks off
+            if status:  # the response has begun, so the only way to report the error is to break the connection
                 raise ConnectionError("the response was cut short") from None
             await error_response(error)(scope, receive, counting_send)
         finally:
@@ -96,21 +64,19 @@ class Guard:
             raise self._too_large()
         if scope["path"] in OPEN_PATHS:
             return
-        if self._digests:
-            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-            digest = hashlib.sha256(token.strip()).digest()
-            # every key is compared, so that the time taken tells nothing
-            known = sum([hmac.compare_digest(digest, key) for key in self._digests])
-            if scheme.lower() != b"bearer" or not known:
+        if self._service.keys:
+            if not self._service.keys.accepts(headers.get(b"authorization", b"")):
                 raise ApiError(401, "no valid API key: send `Authorization: Bearer KEY`", code="invalid_api_key")
         elif not self._settings.allow_public and not _is_local(scope):
-            raise ApiError(403, "this server has no API keys (serve.api_keys), and answers its own machine only")
+            raise ApiError(
+                403, "this server has no API keys (serve.api_keys) and answers only requests from its own machine"
+            )
 
     def _check_engine(self) -> None:
         try:
             self._service.check()
         except EngineDiedError as error:
-            raise ApiError(503, "this replica's engine is being replaced. Try again.", code="overloaded") from error
+            raise overloaded("the engine of this replica is being replaced. Try again.") from error
 
     def _bounded(self, receive: Receive) -> Receive:
         read = 0
@@ -126,16 +92,11 @@ class Guard:
         return bounded
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the request is larger than {self._settings.max_request_bytes} bytes", code="too_large")
+        limit = self._settings.max_request_bytes
+        return ApiError(413, f"the request is larger than {limit} bytes (serve.max_request_bytes)", code="too_large")
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether the request came to a loopback address; Serve's proxy hands on the address that it was asked at."""
+    """Whether the request was sent to a loopback address. Serve's proxy passes on the address that it listens on."""
     server = scope.get("server")
     return server is not None and is_loopback(server[0])
-
-
-def _log(error: BaseException) -> None:
-    """What failed and where; not the message, which may hold a prompt."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    logging.getLogger("ray.serve").error("request failed: %s\n%s", type(error).__name__, where)

@@ -1,30 +1,21 @@
-"""OpenAI's protocol: requests checked and turned into ours, completions turned into its answers.
+"""OpenAI's requests: parsed, checked and converted to generation parameters.
 
-Answers are the `openai` package's own types. It has none for requests but TypedDicts; those here say in one place what
-this server takes, and their names say what of OpenAI's it does not.
+The `openai` package has typed dictionaries for requests, which check nothing. The classes here state in one place what
+this server accepts, and their error messages name the OpenAI fields that it does not support.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from openai.types import Completion as TextCompletion
-from openai.types import CompletionChoice, CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, ChatCompletionTokenLogprob
-from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
-from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
-from openai.types.chat.chat_completion_token_logprob import TopLogprob
-from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hfray.completion import Completion
-from hfray.engines.base import GenerationParams, Tokenizer
-from hfray.serve.request import Token
+from hfray.params import GenerationParams
 
-# Of no effect on the answer here.
+# Fields that do not change the answer of this server.
 IGNORED = {
     "user",
     "metadata",
@@ -32,13 +23,15 @@ IGNORED = {
     "service_tier",
     "safety_identifier",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
+    "parallel_tool_calls",
+    "verbosity",
 }
-IGNORED |= {"prompt_cache_options", "parallel_tool_calls", "verbosity"}
-NEUTRAL = ("none", "auto", {"type": "text"}, ["text"])  # values that ask for nothing, of fields not supported
+NEUTRAL = ("none", "auto", {"type": "text"}, ["text"])  # values of unsupported fields that ask for nothing
 SAME_NAME = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos")
 TOKEN_LIMIT = 1 << 30
-COOLEST = 0.01  # below it, sampling is greedy but for rounding, and the division by it is not safe
+MIN_TEMPERATURE = 0.01  # below it, sampling equals greedy search, and the division by the temperature can overflow
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -46,7 +39,7 @@ Stop = Annotated[str, Field(min_length=1)]
 
 
 class StreamOptions(BaseModel):
-    """What a stream brings besides text."""
+    """What a stream contains besides text."""
 
     model_config = ConfigDict(strict=True)
 
@@ -54,7 +47,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """What both kinds of requests have. What is left out is as in the server's settings (`generation.*`)."""
+    """The fields that both kinds of requests share. A missing field takes the server's setting (`generation.*`)."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -69,7 +62,7 @@ class GenerationRequest(BaseModel):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Not OpenAI's, but common among servers of its protocol:
+    # Not in OpenAI's protocol, but common among servers that speak it:
     top_k: int | None = Field(default=None, ge=0, le=TOKEN_LIMIT)
     min_p: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=2, allow_inf_nan=False)
@@ -78,8 +71,8 @@ class GenerationRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_asks_nothing(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
+    def _drop_neutral_fields(cls, values: object) -> object:
+        if not isinstance(values, Mapping):
             return values
         return {
             key: value
@@ -94,25 +87,25 @@ class GenerationRequest(BaseModel):
 
     @property
     def usage_in_stream(self) -> bool:
-        """Whether the stream ends with the usage."""
+        """Whether the stream ends with the token usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def token_limit(self) -> int | None:
-        """Most tokens to generate."""
+        """The largest number of tokens to generate."""
         return self.max_tokens
 
     @property
     def wants_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to report with each; None reports no log-probabilities at all."""
+        """How many of the likeliest tokens to report with each token. None reports no log-probabilities at all."""
         raise NotImplementedError
 
     def params(self, base: GenerationParams) -> GenerationParams:
-        """The server's generation settings, with what the request asks for in their place.
+        """The server's generation settings, overridden by the fields of the request.
 
-        Without a seed of the request's own, samples are drawn anew each time.
+        A request without a seed draws new random samples each time.
         """
-        wanted = {
+        wanted: dict[str, object] = {
             "max_new_tokens": self.token_limit,
             "min_new_tokens": self.min_tokens,
             "temperature": self.temperature,
@@ -122,7 +115,7 @@ class GenerationRequest(BaseModel):
         }
         wanted |= {name: getattr(self, name) for name in SAME_NAME}
         if self.temperature is not None:
-            wanted["temperature"] = 0 if self.temperature < COOLEST else self.temperature
+            wanted["temperature"] = 0 if self.temperature < MIN_TEMPERATURE else self.temperature
             base = dataclasses.replace(base, do_sample=None)
         return dataclasses.replace(base, **{key: value for key, value in wanted.items() if value is not None})
 
@@ -135,6 +128,7 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str]:
+        """The prompts, one or several."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     @property
@@ -143,7 +137,7 @@ class CompletionRequest(GenerationRequest):
 
 
 class TextPart(BaseModel):
-    """A piece of a message."""
+    """A text part of a message."""
 
     model_config = ConfigDict(strict=True)
 
@@ -152,7 +146,7 @@ class TextPart(BaseModel):
 
 
 class Message(BaseModel):
-    """A message of a conversation; text only."""
+    """A message of a conversation; only text is supported."""
 
     model_config = ConfigDict(strict=True)
 
@@ -160,7 +154,7 @@ class Message(BaseModel):
     content: str | list[TextPart] | None = None
 
     def plain(self) -> dict[str, str]:
-        """As a chat template takes it."""
+        """The message as a chat template takes it."""
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
@@ -181,117 +175,3 @@ class ChatRequest(GenerationRequest):
     @property
     def wants_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
-
-
-# --- answers -------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Header:
-    """What every part of one answer repeats."""
-
-    id: str
-    created: int
-    model: str
-    tokenizer: Tokenizer
-
-    def plain(self) -> dict[str, Any]:
-        return {"id": self.id, "created": self.created, "model": self.model}
-
-
-def usage(completions: list[Completion], samples: int) -> CompletionUsage:
-    """Tokens of an answer; a prompt counts once, however many samples of it there are."""
-    prompt = sum(completion.num_prompt_tokens for completion in completions[::samples])
-    generated = sum(completion.num_generated_tokens for completion in completions)
-    return CompletionUsage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
-
-
-def text_completion(header: Header, completions: list[Completion], samples: int) -> TextCompletion:
-    """The answer of /v1/completions."""
-    choices = [
-        CompletionChoice(
-            index=index,
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            logprobs=text_logprobs(header.tokenizer, tokens_of(completion)),
-        )
-        for index, completion in enumerate(completions)
-    ]
-    answered = usage(completions, samples)
-    return TextCompletion(object="text_completion", choices=choices, usage=answered, **header.plain())
-
-
-def chat_completion(header: Header, completions: list[Completion], samples: int) -> ChatCompletion:
-    """The answer of /v1/chat/completions."""
-    choices = []
-    for index, completion in enumerate(completions):
-        logprobs = chat_logprobs(header.tokenizer, tokens_of(completion))
-        choices.append(
-            Choice(
-                index=index,
-                message=ChatCompletionMessage(role="assistant", content=completion.text),
-                finish_reason=completion.finish_reason,
-                logprobs=ChoiceLogprobs(content=logprobs) if logprobs else None,
-            )
-        )
-    answered = usage(completions, samples)
-    return ChatCompletion(object="chat.completion", choices=choices, usage=answered, **header.plain())
-
-
-def text_chunk(
-    header: Header, index: int, text: str, tokens: list[Token], finish_reason: str | None, offset: int = 0
-) -> TextCompletion:
-    """A part of a streamed /v1/completions answer; `offset`: the characters before it."""
-    choice = CompletionChoice.construct(  # its type wants a finish reason in every part, which OpenAI does not send
-        index=index,
-        text=text,
-        finish_reason=finish_reason,
-        logprobs=text_logprobs(header.tokenizer, tokens, offset),
-    )
-    return TextCompletion.construct(object="text_completion", choices=[choice], **header.plain())
-
-
-def chat_chunk(
-    header: Header, index: int, delta: ChoiceDelta, tokens: list[Token], finish_reason: Any = None
-) -> ChatCompletionChunk:
-    """A part of a streamed /v1/chat/completions answer."""
-    logprobs = chat_logprobs(header.tokenizer, tokens)
-    choice = ChunkChoice.construct(index=index, delta=delta, finish_reason=finish_reason)
-    if logprobs:
-        choice.logprobs = ChoiceLogprobs.construct(content=logprobs)
-    return ChatCompletionChunk.construct(object="chat.completion.chunk", choices=[choice], **header.plain())
-
-
-def usage_chunk(kind: type[Any], name: str, header: Header, answered: CompletionUsage) -> Any:
-    """The last part of a stream whose client asked for the usage."""
-    return kind.construct(object=name, choices=[], usage=answered, **header.plain())
-
-
-def tokens_of(completion: Completion) -> list[Token]:
-    """The tokens of a completion with their log-probabilities; empty where the engine gave none."""
-    return [(token, *logprob) for token, logprob in zip(completion.token_ids, completion.logprobs, strict=False)]
-
-
-def text_logprobs(tokenizer: Tokenizer, tokens: list[Token], offset: int = 0) -> Logprobs | None:
-    """Log-probabilities as /v1/completions gives them."""
-    if not tokens:
-        return None
-    texts = [tokenizer.decode([token]) for token, _, _ in tokens]
-    offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
-    likeliest = [{tokenizer.decode([token]): value for token, value in top} for _, _, top in tokens]
-    values = [value for _, value, _ in tokens]
-    return Logprobs(tokens=texts, token_logprobs=values, top_logprobs=likeliest, text_offset=offsets)
-
-
-def chat_logprobs(tokenizer: Tokenizer, tokens: list[Token]) -> list[ChatCompletionTokenLogprob]:
-    """Log-probabilities as /v1/chat/completions gives them."""
-
-    def named(token: int, value: float) -> dict[str, Any]:
-        text = tokenizer.decode([token])
-        torn = "\ufffd" in text  # a piece of a character: its bytes cannot be told from the text
-        return {"token": text, "logprob": value, "bytes": None if torn else list(text.encode())}
-
-    return [
-        ChatCompletionTokenLogprob(**named(token, value), top_logprobs=[TopLogprob(**named(*pair)) for pair in top])
-        for token, value, top in tokens
-    ]

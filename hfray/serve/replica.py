@@ -1,13 +1,12 @@
-"""What one replica serves with: the worker, its limits and its metrics."""
+"""One replica's engine, and what its requests share: admission, keys, metrics and open sessions."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hfray.config.serve import ServeSettings
 from hfray.engines.process import ProcessEngine
@@ -15,32 +14,36 @@ from hfray.errors import EngineDiedError
 from hfray.inference.worker import Worker
 from hfray.serve.admission import Admission
 from hfray.serve.errors import ApiError
+from hfray.serve.keys import ApiKeys
 from hfray.serve.metrics import ServiceMetrics, exposition
 from hfray.serve.request import Session
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 REPORT_SECONDS = 5.0
 
 
 class Service:
-    """One engine, and everything that requests share.
+    """One engine, and everything that its requests share.
 
     Args:
-        settings: the service's.
-        digests: of the API keys (`hfray.serve.middleware.read_key_digests`).
+        settings: the settings of the service.
+        keys: the API keys that clients must send.
         threads: CPU threads of the engine.
-        name: this replica's, in the metrics.
-        board: where replicas put their metrics together (a Serve handle of `MetricsBoard`); None: there is no other.
+        name: the name of this replica in the metrics.
+        board: the Serve handle of `MetricsBoard`, where replicas share their metrics; None if there is one replica.
     """
 
     def __init__(
         self,
         settings: ServeSettings,
-        digests: Sequence[bytes] = (),
+        keys: ApiKeys,
         threads: int | None = None,
         name: str = "0",
-        board: Any = None,
+        board: DeploymentHandle | None = None,
     ) -> None:
-        self.settings, self.digests = settings, digests
+        self.settings, self.keys = settings, keys
         self.model_name = settings.serve.model_name or model_name(settings.model.source)
         self._death: EngineDiedError | None = None
         self.worker = Worker(settings, None, threads, on_death=self._die, apart=True)
@@ -51,53 +54,54 @@ class Service:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
     def check(self) -> None:
-        """Raises EngineDiedError where the engine is dead or hangs; those that wait for it are told, too."""
+        """Raises EngineDiedError if the engine is dead or hangs, and ends the requests that wait for the engine."""
         stalled = self.worker.loop.stalled_for()
         if self._death is None and stalled > self.settings.workers.step_timeout:
-            self._die(EngineDiedError(f"no step for {stalled:.0f} s (workers.step_timeout)"))
+            death = EngineDiedError(f"no step for {stalled:.0f} s (workers.step_timeout)")
+            self._die(death)
             for session in list(self._sessions):
-                session.fail(self._death)
+                session.fail(death)
             if isinstance(self.worker.loop.engine, ProcessEngine):
                 self.worker.loop.engine.kill()
         if self._death is not None:
             raise self._death
 
     def check_model(self, name: str | None) -> None:
-        """Raises ApiError 404 where a model of another name is asked for."""
+        """Raises ApiError 404 if a client asks for a model of another name."""
         if name is not None and name != self.model_name:
             raise ApiError(
                 404,
-                f"there is no model {name!r} here; this is {self.model_name!r}",
+                f"model {name!r} does not exist here; this server runs {self.model_name!r}",
                 code="model_not_found",
                 param="model",
             )
 
     def open_session(self) -> Session:
-        """A session with the engine; its ticket closes it."""
+        """A new session with the engine; the ticket of its request closes it."""
         session = Session(self.worker.loop)
         self._sessions.add(session)
         return session
 
     def close_session(self, session: Session) -> None:
-        """Note what a closed session was."""
+        """Count a closed session in the metrics."""
         self._sessions.discard(session)
         self._metrics.observe(session)
 
     def count_request(self, path: str, status: int) -> None:
-        """Count an HTTP request that was answered."""
+        """Count an answered HTTP request in the metrics."""
         self._metrics.requests.labels(path, str(status)).inc()
 
     async def exposition(self) -> bytes:
-        """All replicas' metrics as Prometheus text."""
+        """The metrics of all replicas as Prometheus text."""
         metrics = self._metrics.collect()
         if self._board is None:
             return exposition({self._name: metrics})
         return await self._board.exchange.remote(self._name, metrics)
 
     async def report(self) -> None:
-        """Tell the board again and again, for scrapes that reach another replica."""
+        """Send this replica's metrics to the board regularly, for scrapes that reach another replica."""
         while self._board is not None:
-            with contextlib.suppress(Exception):  # the board is being replaced; the next report reaches the new one
+            with contextlib.suppress(Exception):  # Ray is replacing the board; the next report reaches the new one
                 await self.exposition()
             await asyncio.sleep(REPORT_SECONDS)
 
@@ -106,7 +110,7 @@ class Service:
 
 
 def model_name(source: str) -> str:
-    """The name that clients ask for: a hub id as it stands, else the file's or folder's own."""
+    """The name that clients ask for: a hub id unchanged, or the name of the file or folder."""
     if source.startswith("pip:") or source.endswith(".gguf") or "://" in source or source[:1] in ("/", ".", "~"):
         return PurePosixPath(source.rstrip("/")).name.removesuffix(".gguf")
     return source

@@ -13,7 +13,7 @@ from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
 from hfray.serve.api import build_api
-from hfray.serve.middleware import read_key_digests
+from hfray.serve.keys import ApiKeys
 from hfray.serve.replica import Service, model_name
 from tests.conftest import run_job
 
@@ -26,7 +26,7 @@ def settings(*overrides: str) -> ServeSettings:
 
 def make(*overrides: str) -> Service:
     found = settings(*overrides)
-    return Service(found, read_key_digests(found.serve))
+    return Service(found, ApiKeys.read(found.serve))
 
 
 def client(service: Service, host: str = "127.0.0.1") -> httpx.AsyncClient:
@@ -353,7 +353,7 @@ def test_no_prompt_in_the_logs(service, caplog, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError(prompt)
 
-    monkeypatch.setattr("hfray.serve.protocol.text_completion", fail)
+    monkeypatch.setattr("hfray.serve.answers.text_completion", fail)
     with caplog.at_level(logging.DEBUG):
         response = ask(service, "/v1/completions", {"prompt": prompt})
     assert response.status_code == 500

@@ -23,7 +23,8 @@ import yaml
 from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
-from hfray.serve.deployment import check, overrides
+from hfray.serve.deployment import overrides
+from hfray.serve.server import check
 from tests.conftest import run_job
 from tests.processes import WAIT_SECONDS, named
 from tests.serving import Server, serving
@@ -219,7 +220,7 @@ def replicas(server: Server) -> list[int]:
 def test_a_port_that_is_taken_starts_nothing(pair):
     done = run_job("conf=fake", f"serve.port={pair.port}", module="jobs.serve", timeout=60)
     assert done.returncode == 2, done.stderr
-    assert f"serve.port={pair.port}: cannot be listened on" in done.stderr
+    assert f"serve.port={pair.port}: cannot listen on" in done.stderr
 
 
 def test_keys_and_template_are_looked_at_before_anything_starts():
