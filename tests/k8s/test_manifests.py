@@ -226,13 +226,14 @@ def test_job_commands_compose(name):
 def test_service_composes():
     from hfray.config.compose import load_settings
     from hfray.config.serve import ServeSettings
+    from hfray.serve.deployment import overrides
 
     config = yaml.safe_load(resource("rayservice")["spec"]["serveConfigV2"])
     (application,) = config["applications"]
     module, name = application["import_path"].split(":")
     server = importlib.import_module(module)
     assert callable(getattr(server, name))
-    settings = load_settings(server.overrides(application["args"]), ServeSettings)
+    settings = load_settings(overrides(application["args"]), ServeSettings)
     groups = cluster_of("rayservice")["workerGroupSpecs"]
     (group,) = [g for g in groups if settings.workers.labels.items() <= g["labels"].items()]
     assert settings.serve.host == "0.0.0.0"
