@@ -1,55 +1,58 @@
-"""A GGUF file made into a Hugging Face model folder.
+"""Convert a GGUF file to a Hugging Face model folder.
 
-transformers reads the weights of a GGUF file well, and rebuilds byte-level BPE tokenizers wrongly (every newline
-of a SmolLM2 prompt becomes an end-of-text token), so the tokenizer is built here from the file's own metadata.
+transformers loads the weights of a GGUF file correctly but rebuilds byte-level BPE tokenizers wrongly: each newline of
+a SmolLM2 prompt becomes an end-of-text token. This module builds the tokenizer from the file's own metadata instead.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 GGUF_MAGIC = b"GGUF"
 CONTROL_TOKEN = 3  # tokenizer.ggml.token_type: control tokens (<|im_start|>, ...) are special, never text
 USER_DEFINED_TOKEN = 4
-# Pre-tokenizers whose regular expression we know to split each digit off and then follow GPT-2's.
+# Pre-tokenizers known to split off every digit and then to apply GPT-2's regular expression.
 DIGIT_SPLITTING = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 
 
 def check_gguf(path: Path) -> None:
-    """Raise ValueError, naming the file, unless it starts as a GGUF file does."""
+    """Raise ValueError, naming the file, unless the file starts with the GGUF magic bytes."""
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic != GGUF_MAGIC:
         raise ValueError(
             f"model.source={path}: not a GGUF file (it starts with {magic!r}, not {GGUF_MAGIC!r}). "
-            "Download it again, or name another file."
+            "Download it again, or use another file."
         )
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The key-value metadata of the file (tokenizer, context length, architecture, ...), without its tensors."""
+    """The file's key-value metadata (tokenizer, context length, architecture, ...), without the tensors."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(path)
         return {key: field.contents() for key, field in reader.fields.items()}
-    except Exception as error:  # the reader raises whatever numpy does on a torn file
+    except Exception as error:  # the reader raises various numpy errors on a damaged file
         raise ValueError(
-            f"model.source={path}: the GGUF file is corrupt or cut short ({error}). Download it again."
+            f"model.source={path}: the GGUF file is corrupt or truncated ({error}). Download it again."
         ) from error
 
 
-def build_tokenizer(metadata: dict[str, Any]) -> Any:
-    """A `PreTrainedTokenizerFast` from GGUF metadata; byte-level BPE only (`tokenizer.ggml.model = gpt2`)."""
+def build_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """A `PreTrainedTokenizerFast` from GGUF metadata. Only byte-level BPE is supported (`tokenizer.ggml.model = gpt2`)."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in DIGIT_SPLITTING | {"gpt-2", "default"}:
         raise ValueError(
-            f"model.source: GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not one that can be rebuilt exactly. "
-            "Name the model's Hugging Face folder or hub id instead."
+            f"model.source: cannot rebuild the GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} exactly. "
+            "Use the model's Hugging Face folder or hub id instead."
         )
     tokens = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
@@ -82,11 +85,11 @@ def build_tokenizer(metadata: dict[str, Any]) -> Any:
 
 def convert(source: Path, folder: Path) -> None:
     """Write the model in GGUF file `source` as a Hugging Face folder (fp32 weights, config, tokenizer)."""
+    check_gguf(source)
+    metadata = read_metadata(source)  # before the slow imports: a damaged file is refused at once
     import torch
     from transformers import AutoModelForCausalLM
 
-    check_gguf(source)
-    metadata = read_metadata(source)
     tokenizer = build_tokenizer(metadata)
     try:
         model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)

