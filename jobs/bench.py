@@ -1,4 +1,4 @@
-"""Measure the engine alone and the whole job, side by side on the same prompts, as a table and as JSON.
+"""Measure the engine alone and the whole job side by side on the same prompts. Prints a table and writes JSON.
 
 python -m jobs.bench input.path=questions.jsonl input.limit=512 [conf=PRESET] [bench.case=prefix] [key=value ...]
 """
@@ -14,7 +14,7 @@ def main() -> int:
 
     result = run_bench(settings_of(BenchSettings, __doc__))
     print(format_table(result))
-    print(f"all runs, settings and versions: {result['settings']['output']['path']}/bench-{result['case']}.json")
+    print(f"All runs, settings and versions: {result['settings']['output']['path']}/bench-{result['case']}.json")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face model into an OpenVINO IR folder, and a sentence out of it to see that it works.
+"""Convert a Hugging Face model into an OpenVINO IR folder, and generate a sentence with the folder as a check.
 
 python -m jobs.export output.path=FOLDER [conf=PRESET] [backend.weight_format=fp32|fp16|int8|int4] [key=value ...]
 """

@@ -1,4 +1,4 @@
-"""Measurements side by side: each contestant in a process of its own, in turn, for several rounds, on one prompt set."""
+"""Measure contestants side by side: the same prompts, each contestant in its own process, several rounds in turn."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hfray.config.secrets import to_plain
+from hfray.errors import SettingsError
 from hfray.tools.bench_cases import BenchOptions, BenchSettings, write_case
 from hfray.tools.bench_contestants import Run
 from hfray.urls import absolute
@@ -23,20 +25,22 @@ from hfray.urls import absolute
 RESULT = re.compile(r"^RESULT .*?out_tokens=(?P<tokens>\d+) t=(?P<seconds>[\d.]+)", re.MULTILINE)
 
 
-def run_bench(settings: BenchSettings, say: Any = print) -> dict[str, Any]:
-    """Run every contestant `rounds` times in turn; returns medians, ratios, all runs, configuration and versions."""
-    from hfray.models.source import fetch, prepare
+def run_bench(settings: BenchSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run every contestant `bench.rounds` times in turn.
+
+    Returns medians, ratios, all runs, settings and versions, and writes them to `output.path/bench-CASE.json`.
+
+    Raises:
+        SettingsError: the model or the input cannot be used, or no contestant is left.
+        RuntimeError: a contestant failed; the message ends with its error output.
+    """
     from hfray.runs.fingerprint import versions
 
     folder = Path(absolute(settings.output.path))
     folder.mkdir(parents=True, exist_ok=True)
     records = write_case(settings, folder / "records.jsonl")
-    model = {"ir" if settings.backend.name == "openvino" else "hf": str(prepare(settings))}
-    model.setdefault("hf", str(fetch(settings.model)))
-    peers = settings.bench.usable_peers()
-    if len(peers) < len(settings.bench.peers):
-        say(f"left out, their bench.paths not given: {', '.join(settings.bench.peers.keys() - peers.keys())}")
-    names = [*settings.bench.contestants, *settings.bench.variants, *peers]
+    names = _names(settings, say)
+    model = _model_folders(settings)
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(settings.bench.rounds):
         for name in names:
@@ -68,6 +72,35 @@ def format_table(result: dict[str, Any]) -> str:
     return "\n".join([head, *lines])
 
 
+def _names(settings: BenchSettings, say: Callable[[str], None]) -> list[str]:
+    """Everything that can run here: contestants, variants of the job, peers. Says what is left out, and why."""
+    options, contestants = settings.bench, list(settings.bench.contestants)
+    if settings.backend.name != "openvino" and "genai" in contestants:
+        contestants.remove("genai")
+        say(f"left out: genai, which needs backend=openvino (backend={settings.backend.name})")
+    peers = options.usable_peers()
+    for name in options.peers:
+        if name not in peers:
+            say(f"left out: {name}, because bench.paths lacks a path that its command needs")
+    names = [*contestants, *options.variants, *peers]
+    if not names:
+        raise SettingsError(
+            f"bench.contestants={options.contestants}: nothing is left to run. Add engine or job, or the peers' bench.paths."
+        )
+    return names
+
+
+def _model_folders(settings: BenchSettings) -> dict[str, str]:
+    """The model's Hugging Face folder as `hf`, and for OpenVINO its IR folder as `ir`. The fake backend has no model."""
+    from hfray.models.source import fetch, prepare
+
+    if settings.backend.name == "fake":
+        return {}
+    if settings.backend.name == "openvino":
+        return {"ir": str(prepare(settings)), "hf": str(fetch(settings.model))}
+    return {"hf": str(prepare(settings))}
+
+
 def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: dict[str, str]) -> Run:
     started = time.monotonic()
     if name in settings.bench.peers:
@@ -88,8 +121,8 @@ def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: 
 def _run_peer(options: BenchOptions, name: str, folder: Path, records: int, model: dict[str, str]) -> Run:
     command = options.peers[name]
     names = options.paths | {
-        "model": model.get("ir") or model["hf"],
-        "hf": model["hf"],
+        "model": model.get("ir") or model.get("hf", "fake"),
+        "hf": model.get("hf", "fake"),
         "prompts": folder / "records.jsonl",
         "n": records,
     }
@@ -101,7 +134,7 @@ def _run_peer(options: BenchOptions, name: str, folder: Path, records: int, mode
 
 
 def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> Run:
-    """The whole job, as its users start it; its rate is from the engine's being ready to the last row."""
+    """The whole job in a process of its own. Its rate counts from the moment the engine is ready to the last row."""
     from omegaconf import OmegaConf
 
     output = folder / "job"
@@ -137,7 +170,7 @@ def _output(command: list[str]) -> str:
 
 
 def _median(name: str, runs: dict[str, list[Run]], baseline: str) -> dict[str, Any]:
-    """Medians of a contestant; the ratio is the median of the rounds' own, so that the machine's drift is out of it."""
+    """Medians of a contestant. The ratio is the median of the rounds' ratios, so a drift of the machine cancels out."""
 
     def median(field: str) -> float | None:
         values = [getattr(run, field) for run in runs[name] if getattr(run, field) is not None]

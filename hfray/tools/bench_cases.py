@@ -1,10 +1,10 @@
-"""What the bench measures: its settings and its prompts."""
+"""The bench's settings, and the prompts of each case."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -21,17 +21,17 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BenchOptions:
-    """What is measured."""
+    """Which contestants run, on which case, and how often."""
 
     rounds: int = Field(default=3, ge=1)
-    case: str = "questions"
-    contestants: list[str] = Field(default_factory=lambda: ["genai", "engine", "job"])
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)  # the job with other settings
+    case: Literal["questions", "prefix", "duplicates", "long", "lengths"] = "questions"
+    contestants: list[Literal["genai", "engine", "job"]] = Field(default_factory=lambda: ["genai", "engine", "job"])
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)  # the job with changed settings
     peers: dict[str, list[str]] = Field(default_factory=dict)
     paths: dict[str, str | None] = Field(default_factory=dict)
 
     def usable_peers(self) -> dict[str, list[str]]:
-        """The peers whose commands need no path that is not given."""
+        """The peers for whose commands `bench.paths` gives every path."""
         missing = ["{" + name + "}" for name, path in self.paths.items() if path is None]
         return {
             name: command
@@ -42,7 +42,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BenchSettings(BatchSettings):
-    """A batch job's settings, and what of it to measure."""
+    """The settings of a batch job, and how to measure the job."""
 
     ROOT: ClassVar = "bench"
 
@@ -50,26 +50,33 @@ class BenchSettings(BatchSettings):
 
 
 def write_case(settings: BenchSettings, path: Path) -> int:
-    """Write the case's records (one column, `question`) as JSONL; returns how many."""
+    """Write the case's records (one column, `question`) as JSONL. Returns the number of records. Raises SettingsError."""
     from hfray.data.scan import scan
 
     table = scan(settings.input)
     rows = [row for piece in table.slices for block in read_slice(table, piece, 4096) for row in block.to_pylist()]
     questions = [row["question"] for row in rows if row.get("question")]
-    filler = " ".join(questions).split() * 20
-    case = settings.bench.case
-    if case == "prefix":
-        head = "Examples of questions: " + " ".join(filler[:PREFIX_WORDS])
-        questions = [f"{head}\n\n{question}" for question in questions]
-    elif case == "duplicates":
-        repeats = (1, 4, 7)  # of ten rows, each with the question of a row before that is none of them
-        sources = [i // 2 - (i // 2 % 10 in repeats) if i % 10 in repeats else i for i in range(len(questions))]
-        questions = [questions[source] for source in sources]
-    elif case == "long":
-        questions = [" ".join(filler[i * 7 : i * 7 + LONG_WORDS]) + "\n\n" + q for i, q in enumerate(questions)]
-    elif case == "lengths":  # with generation.max_length, which counts the prompt, and generation.ignore_eos=true
-        questions = [" ".join(filler[i * 7 : i * 7 + 4 + i * 37 % LENGTHS_WORDS]) for i in range(len(questions))]
-    elif case != "questions":
-        raise SettingsError(f"bench.case={case}: must be questions, prefix, duplicates, long or lengths.")
+    if not questions:
+        raise SettingsError(
+            f"input.path={settings.input.path}: no row has a text in the column `question`. The bench needs that column."
+        )
+    questions = prompts_of(settings.bench.case, questions)
     path.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions))
     return len(questions)
+
+
+def prompts_of(case: str, questions: list[str]) -> list[str]:
+    """The prompts that a case makes of the questions: as many as there are questions."""
+    filler = " ".join(questions).split() * 20
+    if case == "prefix":
+        head = "Examples of questions: " + " ".join(filler[:PREFIX_WORDS])
+        return [f"{head}\n\n{question}" for question in questions]
+    if case == "duplicates":
+        repeats = (1, 4, 7)  # positions, in every ten rows, that repeat an earlier question
+        sources = [i // 2 - (i // 2 % 10 in repeats) if i % 10 in repeats else i for i in range(len(questions))]
+        return [questions[source] for source in sources]
+    if case == "long":
+        return [" ".join(filler[i * 7 : i * 7 + LONG_WORDS]) + "\n\n" + q for i, q in enumerate(questions)]
+    if case == "lengths":  # use it with generation.max_length, which counts the prompt, and generation.ignore_eos=true
+        return [" ".join(filler[i * 7 : i * 7 + 4 + i * 37 % LENGTHS_WORDS]) for i in range(len(questions))]
+    return questions

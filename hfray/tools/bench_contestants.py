@@ -1,4 +1,7 @@
-"""Contestants of the bench, each run in a process of its own."""
+"""The contestants that are not the job. The bench runs each in its own process.
+
+python -m hfray.tools.bench_contestants engine|genai PAYLOAD     # prints a Run as JSON
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from hfray.config.batch import BatchSettings
+from hfray.config.engine import EngineSettings, OpenVINOBackend
 from hfray.engines.capacity import capacity_of
+from hfray.errors import SettingsError
 
 
 @dataclass(kw_only=True)
 class Run:
-    """One contestant's run. Rates leave start-up out; `first_row_seconds` is from the command."""
+    """One run of one contestant. `seconds` excludes start-up; `first_row_seconds` counts from the start of the command."""
 
     tokens: int
     prompt_tokens: int = 0
@@ -32,18 +36,15 @@ class Run:
         return self.tokens / self.seconds
 
 
-# --- contestants, each in a process of its own -----------------------------------------------------------------
-
-
-def engine_alone(settings: BatchSettings, texts: list[str], model: dict[str, str]) -> Run:
-    """Our engine and its loop, without Ray."""
+def engine_alone(settings: EngineSettings, texts: list[str], model: dict[str, str]) -> Run:
+    """hfray's engine and its loop, without Ray."""
     from hfray.completion import Prompt
     from hfray.engines.load import load_engine
     from hfray.inference.loop import EngineLoop
 
     started = time.monotonic()
-    folder = Path(model["ir"] if settings.backend.name == "openvino" else model["hf"])
-    loop = EngineLoop(load_engine(settings, folder=folder))
+    folder = model.get("ir" if settings.backend.name == "openvino" else "hf")  # the fake backend has no model
+    loop = EngineLoop(load_engine(settings, folder=Path(folder) if folder else None))
     ready = time.monotonic()
     completions = loop.generate([Prompt(text) for text in texts], settings.params)
     seconds, stats = time.monotonic() - ready, loop.stats
@@ -57,8 +58,10 @@ def engine_alone(settings: BatchSettings, texts: list[str], model: dict[str, str
     )
 
 
-def genai_directly(settings: BatchSettings, texts: list[str], model: dict[str, str]) -> Run:
+def genai_directly(settings: EngineSettings, texts: list[str], model: dict[str, str]) -> Run:
     """OpenVINO GenAI's own `generate` over all prompts, with the same properties and concurrency."""
+    if not isinstance(settings.backend, OpenVINOBackend):
+        raise SettingsError(f"backend={settings.backend.name}: the contestant genai needs backend=openvino.")
     import openvino_genai as genai
 
     started = time.monotonic()
@@ -69,7 +72,9 @@ def genai_directly(settings: BatchSettings, texts: list[str], model: dict[str, s
         model["ir"], scheduler, settings.device.name or "CPU", dict(backend.ov_config)
     )
     config = genai.GenerationConfig()
-    config.max_new_tokens, config.do_sample, config.apply_chat_template = settings.params.max_new_tokens, False, False
+    params = settings.params
+    config.max_new_tokens = params.max_new_tokens or params.DEFAULT_MAX_NEW_TOKENS
+    config.do_sample, config.apply_chat_template = False, False
     pipeline.generate(texts[:1], [config])
     ready = time.monotonic()
     results = pipeline.generate(texts, [config] * len(texts))
@@ -81,7 +86,7 @@ def genai_directly(settings: BatchSettings, texts: list[str], model: dict[str, s
 
 def _main(name: str, payload: str) -> None:
     from hfray.config.build import build
-    from hfray.config.engine import EngineSettings, PromptSettings
+    from hfray.config.engine import PromptSettings
     from hfray.inference.prompts import RecordPrompt
 
     given = json.loads(payload)

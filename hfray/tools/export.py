@@ -1,4 +1,4 @@
-"""`jobs.export`: a Hugging Face model into an OpenVINO IR folder, and a trial of it."""
+"""Convert a Hugging Face model into an OpenVINO IR folder, and try the folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ExportOutput:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportSettings(EngineSettings):
-    """An export: model, task, weight format, and where to."""
+    """The settings of an export: model, task, weight format, target folder."""
 
     ROOT: ClassVar = "export"
 
@@ -47,10 +47,16 @@ class ExportSettings(EngineSettings):
         if not isinstance(self.backend, OpenVINOBackend):
             raise ValueError(f"backend={self.backend.name}: an export makes an OpenVINO folder. Use backend=openvino.")
 
+    @property
+    def openvino(self) -> OpenVINOBackend:
+        """The backend, which is always OpenVINO."""
+        assert isinstance(self.backend, OpenVINOBackend)  # checked above
+        return self.backend
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was made: sizes in bytes of all files before and after, and the text that the folder's model wrote."""
+    """The result of an export: the sizes of all files in bytes before and after, and the text of the trial."""
 
     source: str
     folder: Path
@@ -73,22 +79,22 @@ class ExportReport:
 
 
 def run_export(settings: ExportSettings, console: Console) -> ExportReport:
-    """Export the settings' model to `output.path`, whole or not at all, and try the folder. Progress on `console`.
+    """Export the model to `output.path`, completely or not at all, and try the folder. Shows progress on `console`.
 
     Raises:
-        SettingsError: the model cannot be exported, or there is something at `output.path` already.
-        RuntimeError: the folder was written, and does not load or writes nothing.
+        SettingsError: the model cannot be exported, or `output.path` exists already.
+        RuntimeError: the exported folder does not load, or generates no text.
     """
     started, target = time.monotonic(), Path(absolute(settings.output.path))
     if target.exists() and not settings.output.overwrite and (not target.is_dir() or any(target.iterdir())):
         raise SettingsError(
-            f"output.path={settings.output.path}: is there already. Name another folder, or add output.overwrite=true."
+            f"output.path={settings.output.path}: exists already. Name another folder, or add output.overwrite=true."
         )
-    backend = settings.backend
+    backend = settings.openvino
     with console.status(f"fetching {settings.model.source}") as status:
         source = fetch(settings.model)
         if is_ir(source):
-            raise SettingsError(f"model.source={settings.model.source}: is an OpenVINO IR folder already.")
+            raise SettingsError(f"model.source={settings.model.source}: the folder is an OpenVINO IR folder already.")
         group = group_size(source, backend)
 
         def show(line: str) -> None:
@@ -119,8 +125,8 @@ def run_export(settings: ExportSettings, console: Console) -> ExportReport:
     )
 
 
-def try_folder(folder: Path, settings: EngineSettings) -> str:
-    """Load an IR folder as a job would, and have it write; returns its text. Raises RuntimeError."""
+def try_folder(folder: Path, settings: ExportSettings) -> str:
+    """Load an IR folder as a job would, and generate a text. Returns the text. Raises RuntimeError."""
     from hfray.completion import Prompt
     from hfray.engines.load import load_engine
     from hfray.inference.loop import EngineLoop
@@ -128,7 +134,7 @@ def try_folder(folder: Path, settings: EngineSettings) -> str:
 
     try:
         loop = EngineLoop(
-            load_engine(replace(settings, backend=replace(settings.backend, kv_cache_gib=1)), folder=folder)
+            load_engine(replace(settings, backend=replace(settings.openvino, kv_cache_gib=1)), folder=folder)
         )
         try:
             params = GenerationParams(max_new_tokens=TRIAL_TOKENS, temperature=0)
@@ -139,7 +145,7 @@ def try_folder(folder: Path, settings: EngineSettings) -> str:
         raise RuntimeError(f"The exported folder does not work: {error}") from error
     if completion.error is not None:
         raise RuntimeError(f"The exported folder does not work: {completion.error}")
-    return completion.text
+    return completion.text or ""
 
 
 def _mb(count: int) -> str:
