@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 
 class TooManyErrorsError(RuntimeError):
     """More rows failed than `errors.max_fraction` allows."""
@@ -29,3 +31,17 @@ class WriteError(RuntimeError):
 
 class SupersededError(WriteError):
     """Another run has taken the output folder over."""
+
+
+class ExitCode(IntEnum):
+    """How a command ends.
+
+    UNUSABLE: the settings or the input cannot be used. TOO_MANY_ERRORS: more rows failed than `errors.max_fraction`
+    allows.
+    """
+
+    OK = 0
+    FAILED = 1
+    UNUSABLE = 2
+    TOO_MANY_ERRORS = 3
+    INTERRUPTED = 130

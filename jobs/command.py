@@ -12,10 +12,9 @@ import yaml
 
 from hfray.config.build import build
 from hfray.config.compose import compose, config_folder
-from hfray.errors import SettingsError
+from hfray.errors import ExitCode, SettingsError
 
 T = TypeVar("T")
-UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def settings_of(kind: type[T], doc: str | None, argv: list[str] | None = None) -> T:
@@ -48,13 +47,13 @@ def run(main: Callable[[], int]) -> None:
         code = main()
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = UNUSABLE
+        code = ExitCode.UNUSABLE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code = ExitCode.INTERRUPTED
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = FAILED
+        code = ExitCode.FAILED
     sys.exit(code)
 
 

@@ -7,7 +7,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from hfray.runs.record import Summary
+from hfray.runs.summary import EngineReport, Summary
 from hfray.runs.words import coarse, duration, pool_words
 from hfray.tools.plan import WORKERS, Plan
 
@@ -121,19 +121,22 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
         ("finish", ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.finish_reasons.items()))),
         ("failed", f"{written.failed:,}" + "".join(f"\n{n:,} x {e[:200]}" for e, n in written.errors.most_common(3))),
     ]
-    saved = summary.engine.get("saved_tokens", {})
-    if any(saved.values()):
-        equal = summary.engine["rows_of_equal_prompts"]
-        words = f"{saved['generated']:,} of {equal:,} rows with equal prompts, " if equal else ""
-        lines.append(("saved", f"{words}{saved['prompts'] + saved['prefixes']:,} tokens of prompts"))
-    tail = summary.engine.get("tail_seconds")
-    if tail is not None:  # the engine was full once
-        share = f"{summary.engine['share_of_full_steps']:.0%} of the steps at least 80 % full"
-        lines.append(("engine", f"{share}, then a tail of {duration(tail)}"))
-    for number, (name, pool) in enumerate(summary.engine.get("pools", {}).items()):
+    return lines + (_engine_lines(summary.engine) if summary.engine else [])
+
+
+def _engine_lines(engine: EngineReport) -> list[tuple[str, str]]:
+    lines, saved = [], engine.saved_tokens
+    if saved.generated or saved.prompts or saved.prefixes:
+        equal = engine.rows_of_equal_prompts
+        words = f"{saved.generated:,} of {equal:,} rows with equal prompts, " if equal else ""
+        lines.append(("saved", f"{words}{saved.prompts + saved.prefixes:,} tokens of prompts"))
+    if engine.tail_seconds is not None and engine.share_of_full_steps is not None:  # the engine was full once
+        share = f"{engine.share_of_full_steps:.0%} of the steps at least 80 % full"
+        lines.append(("engine", f"{share}, then a tail of {duration(engine.tail_seconds)}"))
+    for number, (name, pool) in enumerate(engine.pools.items()):
         lines.append(("" if number else "pools", f"{name}: {pool_words(pool)}"))
-    if summary.engine.get("workers_replaced"):
-        lines.append(("workers", f"{summary.engine['workers_replaced']} replaced"))
+    if engine.workers_replaced:
+        lines.append(("workers", f"{engine.workers_replaced} replaced"))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Output folders made by hand: what a job leaves, without the job."""
+"""Output folders made by hand: the files of a job, without running a job."""
 
 import json
 import os
@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 
 from hfray.data.output import OutputFolder, PartReport
 from hfray.data.records import OUTPUT_FIELDS
-from hfray.runs.record import RunRecord, Summary
+from hfray.runs.recorder import RunRecorder
+from hfray.runs.snapshot import Snapshot, Totals, WorkerCounts
+from hfray.runs.summary import RunState, Summary
 
-GONE = 2**22 + 1  # a process id that none has
+GONE = 2**22 + 1  # no process has this id
 
 
 def row(number: int, text: str | None = "an answer", **values) -> dict:
@@ -36,37 +38,34 @@ def write_part(path, run_id: str, number: int, rows: list[dict], schema: pa.Sche
     pq.write_table(table, path / f"part-{run_id}-{number:05d}.parquet")
 
 
-def snapshot(rows: int, seconds: float = 0.0, workers: int = 1) -> dict:
-    """What a Monitor tells after so many rows."""
-    totals = {"rows": rows, "failed_rows": 0, "prompt_tokens": 10 * rows, "generated_tokens": 2 * rows}
-    per_worker = {"node": "n1", "rows": rows, "generated_tokens": 2 * rows, "deaths": 0, "start_seconds": 1.0}
-    return {
-        "totals": totals,
-        "running": 4,
-        "capacity": 8,
-        "workers": workers,
-        "workers_ready": workers,
-        "deaths": 0,
-        "timeline": {},
-        "per_worker": {f"w{i}": per_worker for i in range(workers)},
-    }
+def snapshot(rows: int, seconds: float = 0.0, workers: int = 1) -> Snapshot:
+    """A Monitor's snapshot after so many rows."""
+    worker = WorkerCounts(node="n1", rows=rows, generated_tokens=2 * rows, start_seconds=1.0)
+    return Snapshot(
+        totals=Totals(rows=rows, prompt_tokens=10 * rows, generated_tokens=2 * rows),
+        running=4,
+        capacity=8,
+        workers=workers,
+        workers_ready=workers,
+        per_worker={f"w{i}": worker for i in range(workers)},
+    )
 
 
 def write_run(path, run_id: str, rows: int, ended: bool = True, before: int = 0, ago: float = 100.0, **changes) -> dict:
-    """The record of a run that took a minute: one that has ended, or one that was killed; returns it."""
+    """The record of a run that took a minute and has ended, or was killed; returns its JSON."""
     start = time.time() - ago
     marks = {"command": 0, "checked": 1, "ray_ready": 5, "model_ready": 9, "worker_process": 10, "engine_ready": 12}
     timeline = {name: start + seconds for name, seconds in marks.items()} | {"first_row": start + 14}
     summary = Summary(rows=rows, rows_done_before=before, written=PartReport(rows=rows - before), timeline=timeline)
-    record = RunRecord(OutputFolder(str(path)), run_id, summary)
-    record._fixed["started"] = start
+    recorder = RunRecorder(OutputFolder(str(path)), run_id, summary)
+    recorder._record.started = start
     for step in range(0, 11):
-        record.update(snapshot((rows - before) * step // 10))
-        record._samples[-1][0] = start + 12 + 5 * step
+        recorder.update(snapshot((rows - before) * step // 10))
+        recorder._record.samples[-1].time = start + 12 + 5 * step
     if ended:
         timeline["end"] = start + 60
-        record._settle("finished", "")
-    content = record._content | {"updated": start + 60} | changes
+    recorder._settle(RunState.FINISHED if ended else RunState.RUNNING, "")
+    content = recorder._content | {"updated": start + 60} | changes
     (path / "_hfray").mkdir(exist_ok=True)
     (path / "_hfray" / f"run-{run_id}.json").write_text(json.dumps(content))
     return content

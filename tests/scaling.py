@@ -41,7 +41,7 @@ def main() -> None:
             rate = summary.written.rows / summary.generating_seconds
             base = base or rate / workers
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            full = summary.engine["share_of_full_steps"]
+            full = summary.engine.share_of_full_steps
             table.add_row(
                 str(workers),
                 f"{rows:,}",

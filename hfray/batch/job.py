@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Any
 
 from hfray.batch.preflight import any_pending, check, check_output, done_rows, output_folder, take_over
+from hfray.batch.watch import RunWatch, too_many_errors
 from hfray.config.batch import BatchSettings
 from hfray.data.done_rows import DoneRows
-from hfray.data.output import OutputFolder, PartReport
+from hfray.data.output import OutputFolder
 from hfray.data.table import Table
-from hfray.errors import JobError, TooManyErrorsError
-from hfray.runs.record import INTERRUPTED, OK, TOO_MANY_ERRORS, RunRecord, Summary
+from hfray.errors import ExitCode, JobError, TooManyErrorsError
+from hfray.runs.recorder import RunRecorder
 from hfray.runs.report import try_report
-
-WHOLESALE_ROWS = 200  # that all failed: the job is stopped without waiting for the allowed share
+from hfray.runs.summary import RunState, Summary
 
 
 def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
@@ -40,14 +39,15 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
         summary.message = "all rows are done already; nothing to do"
         return finish(summary, settings, output)
     try:
-        with RunRecord(output, run_id, summary) as record:
+        with RunRecorder(output, run_id, summary) as record:
             try:
                 _run(settings, table, output, done, record, summary)
             except TooManyErrorsError as error:
-                summary.exit_code, summary.status, summary.message = TOO_MANY_ERRORS, "too many errors", str(error)
+                summary.exit_code, summary.status = ExitCode.TOO_MANY_ERRORS, RunState.TOO_MANY_ERRORS
+                summary.message = str(error)
             except KeyboardInterrupt:
-                summary.exit_code, summary.status = INTERRUPTED, "interrupted"
-                summary.message = "interrupted; what is done is kept, and the same command goes on from there"
+                summary.exit_code, summary.status = ExitCode.INTERRUPTED, RunState.INTERRUPTED
+                summary.message = "interrupted; the finished rows are kept, and the same command resumes the run"
             return finish(summary, settings, output)
     finally:
         try_report(output)
@@ -57,7 +57,7 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
 
 
 def _run(
-    settings: BatchSettings, table: Table, output: OutputFolder, done: DoneRows, record: RunRecord, summary: Summary
+    settings: BatchSettings, table: Table, output: OutputFolder, done: DoneRows, record: RunRecorder, summary: Summary
 ) -> None:
     from hfray.cluster.connection import connected
     from hfray.cluster.nodes import check_shared, prepare_models
@@ -97,7 +97,7 @@ def _pool_words(pools: list[Any]) -> list[str]:
     return [f"pools: {', '.join(each)}{warning}"]
 
 
-def _watch(ray: Any, job: Any, summary: Summary, notes: list[str], record: RunRecord) -> None:
+def _watch(ray: Any, job: Any, summary: Summary, notes: list[str], record: RunRecorder) -> None:
     """Run the pipeline, show how far it is, and stop it when it is failing or cannot start."""
     from hfray.batch.monitor import Monitor
     from hfray.batch.pipeline import run_pipeline
@@ -106,97 +106,21 @@ def _watch(ray: Any, job: Any, summary: Summary, notes: list[str], record: RunRe
 
     monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1, scheduling_strategy=home())
     monitor = monitor.remote(summary.rows - summary.rows_done_before)
-    pending: list[Any] = [monitor.snapshot.remote()]
-    snapshot: dict[str, Any] = {}
-
     with RunProgress(summary.rows, summary.rows_done_before) as progress:
         for note in notes:
             progress.say(note)
 
-        def on_tick(report: PartReport) -> None:
-            nonlocal snapshot
-            summary.written = report
-            if ray.wait(pending, timeout=0)[0]:
-                snapshot = ray.get(pending[0])
-                pending[0] = monitor.snapshot.remote()
-                progress.update(snapshot)
-                record.update(snapshot)
-            _stop_if_hopeless(job, summary, snapshot)
-
+        watch = RunWatch(job, monitor, summary, record, progress)
         try:
-            run_pipeline(job, monitor, on_tick)
+            run_pipeline(job, monitor, watch.on_tick)
         except (KeyboardInterrupt, TooManyErrorsError, JobError):
             raise
         except Exception as error:
             raise JobError(explain(error)) from error
         finally:
-            record.update(_take_snapshot(ray, job, monitor, snapshot, summary))
+            watch.end()
     summary.failed_total += summary.written.failed
     _check_complete(summary, job)
-
-
-def _take_snapshot(ray: Any, job: Any, monitor: Any, snapshot: dict[str, Any], summary: Summary) -> dict[str, Any]:
-    with contextlib.suppress(Exception):  # the run is over, and the last snapshot will do
-        snapshot = ray.get(monitor.snapshot.remote(), timeout=5)
-    totals = snapshot.get("totals", {})
-    steps = totals.get("steps", 0)
-    summary.engine = {
-        "steps": steps,
-        "share_of_full_steps": totals.get("full_steps", 0) / steps if steps else None,
-        "busy_seconds": totals.get("busy_seconds"),
-        "rows_of_equal_prompts": totals.get("shared_rows", 0),
-        "saved_tokens": {
-            "generated": totals.get("saved_tokens", 0),
-            "prompts": totals.get("saved_prompt_tokens", 0),
-            "prefixes": totals.get("prefix_tokens", 0),
-        },
-        "workers": snapshot.get("per_worker", {}),
-        "workers_replaced": snapshot.get("deaths", 0),
-    }
-    if len(job.pools) > 1:
-        summary.engine["pools"] = {pool.name: _pool_report(pool, snapshot.get("pools", {})) for pool in job.pools}
-    summary.timeline |= snapshot.get("timeline", {})
-    full, last = summary.timeline.get("last_full_step"), summary.timeline.get("last_row")
-    summary.engine["tail_seconds"] = max(0.0, last - full) if full and last else None
-    return snapshot
-
-
-def _pool_report(pool: Any, done: dict[str, Any]) -> dict[str, Any]:
-    """What a pool was and did, its tokens per second of one worker's time; zeros where none of its workers came up."""
-    settings = pool.settings
-    none = dict.fromkeys(("workers", "rows", "failed_rows", "prompt_tokens", "generated_tokens", "deaths"), 0)
-    report = {"backend": settings.backend.name, "model": settings.model.source, **none} | done.get(pool.name, {})
-    report.pop("workers_ready", None)
-    ready = report.get("ready_seconds")
-    rate = report["workers"] * report["generated_tokens"] / ready if ready else None
-    return report | {"generated_tokens_per_second": rate}
-
-
-def _stop_if_hopeless(job: Any, summary: Summary, snapshot: dict[str, Any]) -> None:
-    if snapshot.get("cannot_start"):
-        raise JobError(snapshot["cannot_start"])
-    limit = job.settings.start_timeout
-    if "engine_ready" not in snapshot.get("timeline", {}) and time.time() - summary.timeline["model_ready"] > limit:
-        booked = "; or ".join(str(pool) for pool in job.pools)
-        raise JobError(
-            f"workers.start_timeout={limit:g}: no worker was ready by then. A worker books {booked}; `ray status` shows what "
-            "the cluster has free. Make that fit, or raise workers.start_timeout."
-        )
-    allowed = job.settings.errors.max_fraction
-    failed, rows = summary.failed_total + summary.written.failed, summary.written.rows
-    wholesale = rows >= WHOLESALE_ROWS and summary.written.failed == rows and allowed < 1
-    if wholesale or failed > allowed * summary.rows:
-        summary.failed_total = failed
-        raise TooManyErrorsError(_error_report(failed, summary, job.settings))
-
-
-def _error_report(failed: int, summary: Summary, settings: BatchSettings) -> str:
-    top = "; ".join(f"{count} x {error}" for error, count in summary.written.errors.most_common(3))
-    return (
-        f"{failed} of {summary.rows} rows failed, and errors.max_fraction={settings.errors.max_fraction} allows "
-        f"{int(settings.errors.max_fraction * summary.rows)}. Most frequent: {top or 'from earlier runs'}. "
-        "Mend the input or the template, and run again with output.retry_errors=true."
-    )
 
 
 def _check_complete(summary: Summary, job: Any) -> None:
@@ -215,9 +139,9 @@ def finish(summary: Summary, settings: BatchSettings, output: OutputFolder) -> S
     """Settle the exit code and write summary.json."""
     summary.timeline["end"] = time.time()
     summary.seconds = summary.timeline["end"] - summary.timeline["command"]
-    if summary.exit_code == OK and summary.failed_total > settings.errors.max_fraction * summary.rows:
-        summary.exit_code, summary.status = TOO_MANY_ERRORS, "too many errors"
-        summary.message = _error_report(summary.failed_total, summary, settings)
+    if summary.exit_code == ExitCode.OK and summary.failed_total > settings.errors.max_fraction * summary.rows:
+        summary.exit_code, summary.status = ExitCode.TOO_MANY_ERRORS, RunState.TOO_MANY_ERRORS
+        summary.message = too_many_errors(summary.failed_total, summary, settings)
     output.write_json("summary.json", summary.to_json())
     return summary
 

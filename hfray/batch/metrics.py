@@ -1,38 +1,43 @@
-"""What a batch worker tells Ray's dashboard and Prometheus, beside what the run's own progress shows.
+"""The metrics of a batch worker for Ray's dashboard and Prometheus.
 
-Ray exports each as `ray_NAME` on its node's metrics port, with the node and the worker's process as tags. The only
-tag of ours is the model: rows are never told apart, since each value of a tag is a series kept for good.
+Ray exports each metric as `ray_NAME` on its node's metrics port, with the node and the worker's process as tags. We
+add one tag, the model. A tag with many values, such as a row id, would make a new time series for each value.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from hfray.inference.stats import LoopStats
 
-# LoopStats' fields that grow, as counters, and those that are a state, as gauges: field -> (name, description).
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter, Gauge
+
+    M = TypeVar("M", Counter, Gauge)
+
+# The counters of `Totals` and the gauges of `LoopStats`: field -> (name, description).
 COUNTERS = {
-    "rows": ("hfray_batch_rows", "Rows finished, failed ones among them"),
+    "rows": ("hfray_batch_rows", "Rows finished, failed rows included"),
     "failed_rows": ("hfray_batch_failed_rows", "Rows that failed"),
-    "prompt_tokens": ("hfray_batch_prompt_tokens", "Tokens of the finished rows' prompts"),
+    "prompt_tokens": ("hfray_batch_prompt_tokens", "Prompt tokens of the finished rows"),
     "generated_tokens": ("hfray_batch_generated_tokens", "Tokens generated for finished rows"),
     "steps": ("hfray_batch_engine_steps", "Steps of the engine"),
     "full_steps": ("hfray_batch_engine_full_steps", "Steps at 80 % of the engine's capacity or more"),
-    "shared_rows": ("hfray_batch_shared_rows", "Rows that took the completion of an equal prompt"),
-    "saved_prompt_tokens": ("hfray_batch_saved_prompt_tokens", "Tokens of such rows' prompts"),
-    "saved_tokens": ("hfray_batch_saved_tokens", "Generated tokens that such rows took over"),
-    "prefix_tokens": ("hfray_batch_prefix_tokens", "Prompt tokens that the prefix cache had"),
+    "shared_rows": ("hfray_batch_shared_rows", "Rows that reused the completion of an equal prompt"),
+    "saved_prompt_tokens": ("hfray_batch_saved_prompt_tokens", "Prompt tokens of rows that reused a completion"),
+    "saved_tokens": ("hfray_batch_saved_tokens", "Generated tokens of rows that reused a completion"),
+    "prefix_tokens": ("hfray_batch_prefix_tokens", "Prompt tokens found in the prefix cache"),
     "busy_seconds": ("hfray_batch_engine_busy_seconds", "Time in the engine's steps"),
 }
 GAUGES = {
     "running": ("hfray_batch_rows_running", "Rows in the engine's last step"),
     "waiting": ("hfray_batch_rows_waiting", "Rows that wait for room in the engine"),
-    "capacity": ("hfray_batch_engine_capacity", "Rows that the engine runs at once"),
+    "capacity": ("hfray_batch_engine_capacity", "Rows that the engine can run at once"),
 }
 
 
 class WorkerMetrics:
-    """One worker's metrics, in its own process.
+    """The metrics of one worker, in its own process.
 
     Args:
         model: the value of the `model` tag.
@@ -44,20 +49,20 @@ class WorkerMetrics:
         tags = {"model": model}
         self._counters = {field: _tagged(Counter, *named, tags) for field, named in COUNTERS.items()}
         self._gauges = {field: _tagged(Gauge, *named, tags) for field, named in GAUGES.items()}
-        self._told = dict.fromkeys(COUNTERS, 0.0)
+        self._exported = dict.fromkeys(COUNTERS, 0.0)
 
     def update(self, stats: LoopStats) -> None:
-        """Tell what has changed since the last time."""
+        """Export what has changed since the last call."""
         for field, counter in self._counters.items():
             value = getattr(stats, field)
-            if value > self._told[field]:
-                counter.inc(value - self._told[field])
-                self._told[field] = value
+            if value > self._exported[field]:
+                counter.inc(value - self._exported[field])
+                self._exported[field] = value
         for field, gauge in self._gauges.items():
             gauge.set(getattr(stats, field))
 
 
-def _tagged(kind: Any, name: str, description: str, tags: dict[str, str]) -> Any:
+def _tagged(kind: type[M], name: str, description: str, tags: dict[str, str]) -> M:
     metric = kind(name, description=description, tag_keys=tuple(tags))
     metric.set_default_tags(tags)
     return metric

@@ -20,7 +20,7 @@ from hfray.data.scan import scan
 from hfray.data.table import Table
 from hfray.errors import SettingsError
 from hfray.runs.fingerprint import check_fingerprint, fingerprint, versions
-from hfray.runs.record import process_lives
+from hfray.runs.liveness import process_lives
 from hfray.urls import absolute
 
 

@@ -1,11 +1,10 @@
-"""Two calm lines while a run goes on: live on a terminal, a plain line every so often in a log."""
+"""Progress of a run: two live lines on a terminal, or a plain line every so often in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,18 +12,20 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from hfray.runs.pace import Pace, TimeLeft
+from hfray.runs.snapshot import Snapshot
 from hfray.runs.words import coarse, engine_words, pace_words
 
-LOG_SECONDS, LOG_SECONDS_LATER = 10.0, 60.0  # between plain lines: at first, and once a run has gone on for long
-RATE_WINDOW = 60.0  # seconds over which the rates shown are taken
+LOG_SECONDS, LOG_SECONDS_LATER = 10.0, 60.0  # between plain lines: in a young run, and in a long one
+RATE_WINDOW = 60.0  # seconds; the rates shown are averages over this time
 
 
 class RunProgress:
-    """Rows done of total, rates, failures, workers, occupancy and time left, from the Monitor's snapshots.
+    """Shows rows done, rates, failures, workers, occupancy and time left, from the Monitor's snapshots.
 
     Args:
-        total: rows of the table; `done_before` of them were done by earlier runs.
-        clock: seconds, for tests.
+        total: rows of the table.
+        done_before: rows that earlier runs did.
+        clock: gives the seconds; tests pass their own.
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class RunProgress:
             self._live.stop()
 
     def say(self, message: str) -> None:
-        """Print a line that stays."""
+        """Print a line above the progress."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, snapshot: dict[str, Any]) -> None:
-        """Show what the workers have done by now."""
-        done = min(self._total, self._before + snapshot["totals"].get("rows", 0))
+    def update(self, snapshot: Snapshot) -> None:
+        """Show what the workers have done so far."""
+        done = min(self._total, self._before + snapshot.totals.rows)
         details, left = self._describe(snapshot)
         self._bar.update(self._task, completed=done, description=left)
         self._details.plain = details
@@ -78,16 +79,16 @@ class RunProgress:
             line = "  ".join(part for part in (f"{done:,} of {self._total:,} rows", left, details) if part)
             print(line, file=sys.stderr, flush=True)
 
-    def _describe(self, snapshot: dict[str, Any]) -> tuple[str, str]:
+    def _describe(self, snapshot: Snapshot) -> tuple[str, str]:
         """(details, time left) in words."""
-        workers, ready, totals = snapshot["workers"], snapshot["workers_ready"], snapshot["totals"]
+        workers, ready, totals = snapshot.workers, snapshot.workers_ready, snapshot.totals
         if not ready:
             return (f"{workers} workers starting" if workers else "waiting for workers"), ""
-        rows, now = totals.get("rows", 0), self._clock()
-        rates = self._pace.add(now, rows, totals.get("prompt_tokens", 0), totals.get("generated_tokens", 0))
-        parts = [pace_words(*rates), f"{totals.get('failed_rows', 0):,} failed"]
-        parts.append(engine_words(ready, workers, snapshot["running"], snapshot["capacity"]))
-        if snapshot["deaths"]:
-            parts.append(f"{snapshot['deaths']} workers replaced")
+        rows, now = totals.rows, self._clock()
+        rates = self._pace.add(now, rows, totals.prompt_tokens, totals.generated_tokens)
+        parts = [pace_words(*rates), f"{totals.failed_rows:,} failed"]
+        parts.append(engine_words(ready, workers, snapshot.running, snapshot.capacity))
+        if snapshot.deaths:
+            parts.append(f"{snapshot.deaths} worker{'s' * (snapshot.deaths != 1)} replaced")
         left = self._left.update(now, rows, max(0, self._total - self._before - rows))
         return "  ".join(parts), f"{coarse(left)} left" if left else ""

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hfray.runs.snapshot import Totals
+
 
 @dataclass(slots=True)
-class LoopStats:
-    """Counters since the loop started; all grow, but `running`, `waiting` and `capacity`, which are now.
+class LoopStats(Totals):
+    """Counters since the loop started, and what the engine is doing now.
 
-    Prompt and generated tokens are the engine's own; those of rows served by an equal prompt's completion are the
-    saved ones. `prefix_tokens` are the prompt tokens that the prefix cache had already; `last_full` is `time.time()` of
-    the last full step.
+    Attributes:
+        last_full: `time.time()` of the last step that used at least 80 % of the capacity; 0 before the first.
+        running: rows in the engine's last step.
+        waiting: rows that wait for room in the engine.
+        capacity: rows that the engine can run at once.
     """
 
-    steps: int = 0
-    full_steps: int = 0
-    rows: int = 0
-    failed_rows: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    shared_rows: int = 0
-    saved_prompt_tokens: int = 0
-    saved_tokens: int = 0
-    prefix_tokens: int = 0
-    busy_seconds: float = 0.0
     last_full: float = 0.0
     running: int = 0
     waiting: int = 0

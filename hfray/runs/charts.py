@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ SIZE = (4.8, 2.3)  # inches of 72 points: small enough that its text can be read
 
 def line_chart(
     times: Sequence[float],
-    series: dict[str, Sequence[float]],
+    series: Mapping[str, Sequence[float]],
     label: str,
     unit: str,
     breaks: Sequence[float] = (),

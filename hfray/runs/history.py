@@ -1,20 +1,21 @@
-"""What the runs of an output folder did, one after the other: times, rates, workers."""
+"""What the runs of an output folder did, in order: times, rates, workers."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
 
 from hfray.data.output import OutputFolder
-from hfray.runs.record import SAMPLE_FIELDS, STOPPED, read_runs
+from hfray.runs.record import RunRecord, Sample, read_runs
+from hfray.runs.snapshot import PoolCounts, WorkerCounts
+from hfray.runs.summary import RunState
 from hfray.runs.words import moment, occupancy
 
 CHART_POINTS = 80
-# A mark of the time line ends the stage that is named beside it.
+# Each mark of the timeline ends the stage beside it.
 STAGES = [
-    ("checked", "looking over settings and input"),
+    ("checked", "checking settings and input"),
     ("ray_ready", "starting Ray"),
     ("model_ready", "preparing the model"),
     ("worker_process", "starting workers"),
@@ -26,7 +27,7 @@ STAGES = [
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the folder, `seconds` and rates are up to its end, or to its last sign of life."""
+    """One run of the folder. `seconds` and rates are up to its end, or to the last update of its record."""
 
     run_id: str
     state: str
@@ -37,23 +38,23 @@ class Run:
     failed: int
     tokens: int
     message: str
-    record: dict[str, Any]
+    record: RunRecord
 
 
 def load_runs(output: OutputFolder, rows: Counter[str], tokens: Counter[str], failed: Counter[str]) -> list[Run]:
-    """The runs of a folder, oldest first, with what lies in the folder of each by its id."""
+    """The runs of a folder, oldest first. The counters say what each run id has in the finished files."""
     runs = []
     for record in read_runs(output):
-        timeline, run_id, message = record["timeline"], record["run_id"], record["message"]
-        end, ready = timeline.get("end") or record["updated"], timeline.get("engine_ready")
-        if record["state"] == STOPPED:
-            message = f"ended without a word, at or after {moment(record['updated'])}, while {record['stage']}"
+        timeline, run_id, message = record.summary.timeline, record.run_id, record.summary.message
+        end, ready = timeline.get("end") or record.updated, timeline.get("engine_ready")
+        if record.state == RunState.STOPPED:
+            message = f"stopped without a message, at or after {moment(record.updated)}, while {record.stage}"
         runs.append(
             Run(
                 run_id=run_id,
-                state=record["state"],
-                started=record["started"],
-                seconds=max(0.0, end - record["started"]),
+                state=record.state,
+                started=record.started,
+                seconds=max(0.0, end - record.started),
                 generating_seconds=max(0.0, end - ready) if ready else 0.0,
                 rows=rows[run_id],
                 failed=failed[run_id],
@@ -66,15 +67,15 @@ def load_runs(output: OutputFolder, rows: Counter[str], tokens: Counter[str], fa
 
 
 def stage_seconds(runs: list[Run]) -> list[tuple[str, float]]:
-    """(stage, seconds) over all runs; the stage that a run was killed in lasts until its last sign of life."""
+    """(stage, seconds) over all runs. The last stage of a killed run ends at the last update of its record."""
     seconds = dict.fromkeys((name for _, name in STAGES), 0.0)
     for run in runs:
-        timeline, then = run.record["timeline"], run.started
+        timeline, then = run.record.summary.timeline, run.started
         last = run.started + run.seconds
         for mark, name in STAGES:
             at = timeline.get(mark)
             if at is None and mark != "end" and any(timeline.get(later) for later, _ in STAGES[_at(mark) + 1 : -1]):
-                continue  # passed over: nothing to load, nothing to start
+                continue  # the run skipped this stage
             seconds[name] += max(0.0, (last if at is None else at) - then)
             then = max(then, at or last)
             if at is None:
@@ -87,76 +88,102 @@ def _at(mark: str) -> int:
 
 
 def tail_seconds(runs: list[Run]) -> tuple[float, float] | None:
-    """(seconds, share of the generating time) at the ends of finished runs with the engines less than half full."""
+    """(seconds, share of the generating time) at the ends of finished runs while the engines were less than half full."""
     tails = busy = 0.0
     for run in runs:
-        points = run.record["samples"]["points"]
-        capacity, running, moment = (SAMPLE_FIELDS.index(name) for name in ("capacity", "running", "time"))
-        full = [p[moment] for p in points if p[capacity] and p[running] >= p[capacity] / 2]
-        if run.state == "finished" and full:
+        full = [s.time for s in run.record.samples if s.capacity and s.running >= s.capacity / 2]
+        if run.state == RunState.FINISHED and full:
             tails += max(0.0, run.started + run.seconds - full[-1])
             busy += run.generating_seconds
     return (tails, min(1.0, tails / busy)) if busy else None
 
 
-def workers(runs: list[Run]) -> list[dict[str, Any]]:
-    """What each worker did, busiest first, over all runs."""
+@dataclass(slots=True)
+class WorkerRow(WorkerCounts):
+    """A worker of a run, named by the start of its id."""
+
+    name: str = ""
+    run: str = ""
+
+
+def workers(runs: list[Run]) -> list[WorkerRow]:
+    """The workers of all runs, the worker with the most rows first."""
     rows = [
-        {"name": name[:8], "run": run.run_id, "pool": "", "start_seconds": 0.0, **worker}
+        WorkerRow(**asdict(worker), name=name[:8], run=run.run_id)
         for run in runs
-        for name, worker in run.record["workers"].items()
+        for name, worker in run.record.snapshot.per_worker.items()
     ]
-    return sorted(rows, key=lambda worker: -worker["rows"])
+    return sorted(rows, key=lambda worker: -worker.rows)
 
 
-def pools(runs: list[Run]) -> list[dict[str, Any]]:
-    """What each pool did over all runs, where there were several: workers, rows, tokens and share of busy time."""
-    found: dict[str, Counter[str]] = {}
+@dataclass(slots=True)
+class PoolRow(PoolCounts):
+    """A pool over all runs."""
+
+    name: str = ""
+
+
+def pools(runs: list[Run]) -> list[PoolRow]:
+    """What each pool did over all runs; empty where there was one pool only."""
+    found: dict[str, PoolRow] = {}
     for run in runs:
-        for name, pool in run.record.get("pools", {}).items():
-            counts = {key: value for key, value in pool.items() if key not in ("busy_share", "workers_ready")}
-            found.setdefault(name, Counter()).update(counts)
-    shares = {
-        name: counts["busy_seconds"] / counts["ready_seconds"]
-        for name, counts in found.items()
-        if counts["ready_seconds"]
-    }
-    return [{"name": name, "busy_share": shares.get(name), **counts} for name, counts in found.items()]
+        for name, pool in run.record.snapshot.pools.items():
+            row = found.setdefault(name, PoolRow(name=name))
+            for column in fields(PoolCounts):
+                if column.name != "busy_share":
+                    setattr(row, column.name, getattr(row, column.name) + getattr(pool, column.name))
+    for row in found.values():
+        row.busy_share = min(1.0, row.busy_seconds / row.ready_seconds) if row.ready_seconds else None
+    return list(found.values())
 
 
-def course(runs: list[Run]) -> tuple[list[float], dict[str, list[float]], list[float]]:
-    """(seconds, values by name, breaks): rates and occupancy of all runs, one after the other, without the pauses."""
-    columns = {name: i for i, name in enumerate(SAMPLE_FIELDS)}
-    sampled = [run.record["samples"]["points"] for run in runs]
-    total = sum(points[-1][0] - points[0][0] for points in sampled if points)
-    times: list[float] = []
-    values: dict[str, list[float]] = {
-        name: [] for name in ("rows", "prompt_tokens", "generated_tokens", "occupancy", "workers_ready")
-    }
-    breaks, offset = [], 0.0
-    for points in sampled:
-        if len(points) < 2:
-            continue
-        if times:
-            breaks.append(offset)
-        kept = _spaced(points, max(total / CHART_POINTS, 1.0))
-        for before, now in itertools.pairwise(kept):
-            seconds = max(now[0] - before[0], 1e-3)
-            times.append(offset + now[0] - points[0][0])
-            for name in ("rows", "prompt_tokens", "generated_tokens"):  # a death takes unfinished rows back
-                values[name].append(max(0.0, now[columns[name]] - before[columns[name]]) / seconds)
-            values["occupancy"].append(100 * occupancy(now[columns["running"]], now[columns["capacity"]]))
-            values["workers_ready"].append(now[columns["workers_ready"]])
-        offset += points[-1][0] - points[0][0]
-    return times, values, breaks
+@dataclass(slots=True)
+class Course:
+    """Rates and occupancy over time: all runs in order, without the pauses between them.
+
+    Attributes:
+        times: seconds of generating; the value lists have the same length.
+        breaks: the times at which one run ended and the next began.
+        rows, prompt_tokens, generated_tokens: per second.
+        occupancy: percent of the engines' capacity.
+    """
+
+    times: list[float] = field(default_factory=list)
+    breaks: list[float] = field(default_factory=list)
+    rows: list[float] = field(default_factory=list)
+    prompt_tokens: list[float] = field(default_factory=list)
+    generated_tokens: list[float] = field(default_factory=list)
+    occupancy: list[float] = field(default_factory=list)
+    workers_ready: list[float] = field(default_factory=list)
 
 
-def _spaced(points: list[list[float]], seconds: float) -> list[list[float]]:
-    """Points at least `seconds` apart, the last one among them: rates over shorter times are noise."""
-    kept = [points[0]]
-    for point in points[1:-1]:
-        if point[0] - kept[-1][0] >= seconds:
-            kept.append(point)
-    if len(kept) > 1 and points[-1][0] - kept[-1][0] < seconds:
+def course(runs: list[Run]) -> Course:
+    """The rates of all runs over time."""
+    sampled = [run.record.samples for run in runs if len(run.record.samples) >= 2]
+    total = sum(samples[-1].time - samples[0].time for samples in sampled)
+    found, offset = Course(), 0.0
+    for samples in sampled:
+        if found.times:
+            found.breaks.append(offset)
+        for before, now in itertools.pairwise(_spaced(samples, max(total / CHART_POINTS, 1.0))):
+            seconds = max(now.time - before.time, 1e-3)
+            found.times.append(offset + now.time - samples[0].time)
+            # A counter falls when a worker dies: its unfinished rows are done again.
+            found.rows.append(max(0.0, now.rows - before.rows) / seconds)
+            found.prompt_tokens.append(max(0.0, now.prompt_tokens - before.prompt_tokens) / seconds)
+            found.generated_tokens.append(max(0.0, now.generated_tokens - before.generated_tokens) / seconds)
+            found.occupancy.append(100 * occupancy(now.running, now.capacity))
+            found.workers_ready.append(now.workers_ready)
+        offset += samples[-1].time - samples[0].time
+    return found
+
+
+def _spaced(samples: list[Sample], seconds: float) -> list[Sample]:
+    """Samples at least `seconds` apart, always with the last one: rates over shorter times are noise."""
+    kept = [samples[0]]
+    for sample in samples[1:-1]:
+        if sample.time - kept[-1].time >= seconds:
+            kept.append(sample)
+    if len(kept) > 1 and samples[-1].time - kept[-1].time < seconds:
         kept.pop()
-    return [*kept, points[-1]]
+    return [*kept, samples[-1]]

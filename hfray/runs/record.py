@@ -1,199 +1,150 @@
-"""The record of each run in an output folder: `_hfray/run-ID.json`, kept up to date while the run lives.
-
-A run that is killed writes nothing more, so what is known of it is what it wrote while it ran. A folder that was
-resumed holds a record for each of its runs.
-"""
+"""The record of one run in an output folder: `_hfray/run-ID.json`. A resumed folder holds one record for each run."""
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import socket
-import sys
-import threading
 import time
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 
-import psutil
 from pyarrow import fs
 
-from hfray.data.output import OWN, OutputFolder, PartReport
+from hfray.data.output import OWN, OutputFolder
+from hfray.runs.fromjson import from_json
+from hfray.runs.liveness import process_lives
+from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
+from hfray.runs.summary import RunState, Summary
 
-if TYPE_CHECKING:
-    pass
-
-
-OK, FAILED, UNUSABLE, TOO_MANY_ERRORS, INTERRUPTED = 0, 1, 2, 3, 130
+SILENT_SECONDS = 60.0  # a run on another machine counts as stopped when its record is older than this
 
 
 @dataclass(slots=True)
-class Summary:
-    """How a run went, as in `_hfray/summary.json`; `exit_code` as in the README."""
+class Sample:
+    """The counters at one moment, for charts and rates."""
 
-    exit_code: int = OK
-    status: str = "finished"
-    message: str = ""
-    output: str = ""
+    time: float = 0.0
     rows: int = 0
-    rows_done_before: int = 0
-    written: PartReport = field(default_factory=PartReport)
-    failed_total: int = 0
-    seconds: float = 0.0
-    engine: dict[str, Any] = field(default_factory=dict)
-    timeline: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; rates are per second of the time in which the engine was ready."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain["written"] = self.written.to_json()
-        busy = self.generating_seconds
-        plain["rates"] = {
-            "rows_per_second": self.written.rows / busy if busy else None,
-            "prompt_tokens_per_second": self.written.prompt_tokens / busy if busy else None,
-            "generated_tokens_per_second": self.written.generated_tokens / busy if busy else None,
-        }
-        return plain
-
-    @property
-    def generating_seconds(self) -> float:
-        """From the first engine's being ready to the last row's being answered."""
-        ready, last = self.timeline.get("engine_ready"), self.timeline.get("last_row")
-        return 0.0 if ready is None or last is None else max(0.0, last - ready)
+    failed_rows: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    running: int = 0
+    capacity: int = 0
+    workers_ready: int = 0
 
 
-BEAT_SECONDS = 5.0  # between two writes of the record
-SILENT_SECONDS = 60.0  # a run on another machine that wrote nothing for so long counts as stopped
-MAX_SAMPLES = 400  # points in time; when there are more, every second one is dropped
-SAMPLE_FIELDS = (
-    "time",
-    "rows",
-    "failed_rows",
-    "prompt_tokens",
-    "generated_tokens",
-    "running",
-    "capacity",
-    "workers_ready",
-)
-RUNNING, FAILED, STOPPED = "running", "failed", "stopped"
+SAMPLE_FIELDS = tuple(column.name for column in fields(Sample))
 
 
+@dataclass(slots=True)
 class RunRecord:
-    """A context in which a run's record is written every few seconds, and a last time at its end.
+    """One run: its process, how far it is, and its counters over time.
 
     Args:
-        summary: the run's; whoever changes it calls `update` or `enter_stage` for the record to follow.
+        summary: how the run went so far; its `status` is "running" until the run ends.
+        updated: `time.time()` of the last write of the record.
+        state: see `state_of`; only set by `read_runs`.
     """
 
-    def __init__(self, output: OutputFolder, run_id: str, summary: Summary) -> None:
-        self._output, self._summary = output, summary
-        self.run_id, self._name = run_id, f"run-{run_id}.json"
-        self._fixed = {
-            "run_id": run_id,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_started": psutil.Process().create_time(),
-            "started": summary.timeline["command"],
-        }
-        self._stage = "starting"
-        self._samples: list[list[float]] = []
-        self._interval, self._snapshot = 0.0, {}
-        self._content: dict[str, Any] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="run-record", daemon=True)
+    run_id: str = ""
+    host: str = ""
+    pid: int = 0
+    process_started: float = 0.0
+    started: float = 0.0
+    updated: float = 0.0
+    stage: str = "starting"
+    summary: Summary = field(default_factory=Summary)
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    samples: list[Sample] = field(default_factory=list)
+    state: str = ""
 
-    def __enter__(self) -> RunRecord:
-        self.enter_stage(self._stage)
-        self._write()
-        self._thread.start()
-        return self
+    def to_json(self) -> dict[str, object]:
+        """The record as it stands on disk: the summary's keys and the record's own, side by side."""
+        summary, snapshot = self.summary.to_json(), self.snapshot
+        written = self.summary.written.to_json()
+        written.pop("samples", None)
+        process = {name: getattr(self, name) for name in PROCESS_FIELDS}
+        return (
+            summary
+            | process
+            | {
+                "written": written,
+                "timeline": snapshot.timeline | self.summary.timeline,
+                "totals": asdict(snapshot.totals),
+                "workers": {name: asdict(worker) for name, worker in snapshot.per_worker.items()},
+                "pools": {name: asdict(pool) for name, pool in snapshot.pools.items()},
+                "now": {name: getattr(snapshot, name) for name in NOW_FIELDS},
+                "samples": {
+                    "fields": SAMPLE_FIELDS,
+                    "points": [[getattr(sample, name) for name in SAMPLE_FIELDS] for sample in self.samples],
+                },
+            }
+        )
 
-    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        status, message = self._summary.status, self._summary.message
-        if error is not None:
-            status, message = FAILED, str(error) or type(error).__name__
-        self._settle(status, message)
-        self._write()
+    @classmethod
+    def from_json(cls, values: object) -> RunRecord:
+        """A record from what `to_json` gave, in this version or another; missing keys keep their defaults.
 
-    def enter_stage(self, stage: str) -> None:
-        """Say what the run is at: "preparing the model", "generating", ..."""
-        self._stage = stage
-        self._settle(RUNNING, "")
-
-    def update(self, snapshot: dict[str, Any]) -> None:
-        """Take in the Monitor's latest snapshot."""
-        self._snapshot = snapshot
-        if snapshot.get("workers_ready"):
-            self._stage = "generating"
-        elif snapshot:
-            self._stage = "starting workers"
-        self._sample(snapshot)
-        self._settle(RUNNING, "")
-
-    def _sample(self, snapshot: dict[str, Any]) -> None:
-        now = time.time()
-        if self._samples and now - self._samples[-1][0] < self._interval:
-            return
-        known = snapshot.get("totals", {}) | snapshot | {"time": round(now, 2)}
-        self._samples.append([known.get(name, 0) for name in SAMPLE_FIELDS])
-        if len(self._samples) > MAX_SAMPLES:
-            self._samples = self._samples[::2]
-            self._interval = 2 * (self._samples[-1][0] - self._samples[0][0]) / MAX_SAMPLES
-
-    def _settle(self, status: str, message: str) -> None:
-        """Make the content; on the caller's thread, which is the one that changes the summary."""
-        summary, snapshot = self._summary, self._snapshot
-        plain = summary.to_json()
-        plain["written"].pop("samples", None)
-        parts = {"totals": "totals", "workers": "per_worker", "pools": "pools"}
-        known = {name: snapshot.get(key, {}) for name, key in parts.items()}
-        now = {name: snapshot.get(name, 0) for name in ("running", "capacity", "workers_ready", "deaths")}
-        plain["timeline"] = snapshot.get("timeline", {}) | plain["timeline"]
-        self._content = plain | self._fixed | known | {"now": now, "stage": self._stage}
-        self._content |= {"status": status, "message": message}
-        self._content |= {"samples": {"fields": SAMPLE_FIELDS, "points": list(self._samples)}}
-
-    def _write(self) -> None:
-        try:
-            self._output.write_json(self._name, self._content | {"updated": time.time()})
-        except Exception as error:  # the record is for people; the rows themselves are written, or fail, elsewhere
-            print(f"hfray: {self._name} cannot be written: {error}", file=sys.stderr, flush=True)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(BEAT_SECONDS):
-            self._write()
+        Raises:
+            ValueError: this is not a record; the message names the key.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError("not a JSON object")
+        own = {name: values[name] for name in PROCESS_FIELDS if name in values}
+        now = from_json(dict[str, int], values.get("now", {}))
+        snapshot = Snapshot(
+            totals=from_json(Totals, values.get("totals", {})),
+            per_worker=from_json(dict[str, WorkerCounts], values.get("workers", {})),
+            pools=from_json(dict[str, PoolCounts], values.get("pools", {})),
+            timeline=from_json(dict[str, float], values.get("timeline", {})),
+            running=now.get("running", 0),
+            capacity=now.get("capacity", 0),
+            workers_ready=now.get("workers_ready", 0),
+            deaths=now.get("deaths", 0),
+        )
+        snapshot.workers = len(snapshot.per_worker)
+        record = from_json(cls, own)
+        record.summary = Summary.from_json({"status": RunState.RUNNING, **values})
+        record.snapshot, record.samples = snapshot, _samples(values.get("samples", {}))
+        return record
 
 
-def read_runs(output: OutputFolder) -> list[dict[str, Any]]:
-    """The records of all runs of a folder, oldest first; each with its `state` (see `state_of`)."""
+PROCESS_FIELDS = ("run_id", "host", "pid", "process_started", "started", "updated", "stage")
+NOW_FIELDS = ("running", "capacity", "workers_ready", "deaths")
+
+
+def _samples(table: object) -> list[Sample]:
+    columns = from_json(_SampleTable, table)
+    return [from_json(Sample, dict(zip(columns.fields, point, strict=False))) for point in columns.points]
+
+
+@dataclass(slots=True)
+class _SampleTable:
+    fields: list[str] = field(default_factory=list)
+    points: list[list[float]] = field(default_factory=list)
+
+
+def read_runs(output: OutputFolder) -> list[RunRecord]:
+    """The records of all runs of a folder, oldest first, each with its `state`."""
     infos = output.filesystem.get_file_info(fs.FileSelector(f"{output.root}/{OWN}", allow_not_found=True))
     names = [posixpath.basename(info.path) for info in infos]
     found = [output.read_json(name) for name in names if re.fullmatch(r"run-\w+\.json", name)]
-    runs = sorted((run for run in found if run), key=lambda run: run["started"])
+    runs = sorted((RunRecord.from_json(run) for run in found if run), key=lambda run: run.started)
     for run in runs:
-        run["state"] = state_of(run)
+        run.state = state_of(run)
     return runs
 
 
-def state_of(run: dict[str, Any]) -> str:
-    """The status that a run gave itself at its end; of one that gave none: "running" while it lives, else "stopped".
+def state_of(run: RunRecord) -> str:
+    """The status that a run wrote at its end; for a run that wrote none, "running" while it lives, else "stopped".
 
-    On this machine the process itself is looked for; one elsewhere lives for as long as its record is written anew.
+    A run on this machine lives while its process lives. A run on another machine lives while it updates its record.
     """
-    if run["status"] != RUNNING:
-        return run["status"]
-    if run["host"] != socket.gethostname():
-        return RUNNING if time.time() - run["updated"] < SILENT_SECONDS else STOPPED
-    return RUNNING if process_lives(run["pid"], run["process_started"]) else STOPPED
-
-
-def process_lives(pid: int, began: float) -> bool:
-    """Whether the process of this machine that began then still lives; ids are used again."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < 1
-    except psutil.Error:
-        return False
+    if run.summary.status != RunState.RUNNING:
+        return run.summary.status
+    if run.host != socket.gethostname():
+        alive = time.time() - run.updated < SILENT_SECONDS
+    else:
+        alive = process_lives(run.pid, run.process_started)
+    return RunState.RUNNING if alive else RunState.STOPPED

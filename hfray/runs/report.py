@@ -15,7 +15,8 @@ from hfray.config.secrets import is_secret_name
 from hfray.data.output import OutputFolder
 from hfray.runs.contents import Contents, read_contents
 from hfray.runs.history import Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
-from hfray.runs.words import duration, moment
+from hfray.runs.summary import RunState
+from hfray.runs.words import duration, moment, rate, size
 
 PAGE = "report.html"
 SAMPLES = 200
@@ -44,16 +45,16 @@ def report_page(output: OutputFolder) -> str:
     contents = read_contents(output, SAMPLES)
     runs = load_runs(output, contents.rows_by_run, contents.tokens_by_run, contents.failed_by_run)
     about = output.read_json("run.json") or {}
-    newest = runs[-1].record if runs else {}
+    newest = runs[-1].record.summary if runs else None
     return render(
         "report.html",
         title=Path(output.path).name or output.path,
         path=output.path,
         contents=contents,
         runs=runs,
-        total_rows=newest.get("rows", contents.rows),
-        state=runs[-1].state if runs else "finished",
-        message=newest.get("message", ""),
+        total_rows=newest.rows if newest else contents.rows,
+        state=runs[-1].state if runs else RunState.FINISHED,
+        message=newest.message if newest else "",
         model=about.get("settings", {}).get("model", {}).get("source", ""),
         figures=headline(contents, runs, about.get("settings", {})),
         charts=charts(contents, runs),
@@ -80,7 +81,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "moment": moment, "bytes": _bytes, "rate": _rate}
+    environment.filters |= {"duration": duration, "moment": moment, "bytes": size, "rate": rate}
     return environment.get_template(template).render(now=datetime.now(UTC).timestamp(), **values)
 
 
@@ -92,7 +93,7 @@ def headline(contents: Contents, runs: list[Run], settings: dict[str, Any]) -> l
     busy = sum(run.generating_seconds for run in runs)
     counted = [run for run in runs if run.generating_seconds]  # rows without a record of their run have no time
     rows, tokens = sum(run.rows for run in counted), sum(run.tokens for run in counted)
-    total = runs[-1].record["rows"] if runs else contents.rows
+    total = runs[-1].record.summary.rows if runs else contents.rows
     missing = total - contents.rows
     share = f"{contents.failed / contents.rows:.2%} of the rows" if contents.rows else ""
     figures = [
@@ -106,15 +107,15 @@ def headline(contents: Contents, runs: list[Run], settings: dict[str, Any]) -> l
         (f"{contents.prompt_tokens.total:,}", "prompt tokens", f"{contents.prompt_tokens.mean:,.0f} a row"),
     ]
     if busy:
-        figures += [(_rate(tokens / busy), "generated tokens/s", "while generating")]
-        figures += [(_rate(rows / busy), "rows/s", "while generating")]
+        figures += [(rate(tokens / busy), "generated tokens/s", "while generating")]
+        figures += [(rate(rows / busy), "rows/s", "while generating")]
     if runs:
         took = sum(run.seconds for run in runs)
         several = f", {len(runs)} runs" if len(runs) > 1 else ""
         figures += [(duration(took), "time", f"{duration(busy)} of it generating{several}")]
     price = (settings.get("cost") or {}).get("per_worker_hour")
     if price:
-        hours = sum(run.seconds * max(1, len(run.record["workers"])) for run in runs) / 3600
+        hours = sum(run.seconds * max(1, len(run.record.snapshot.per_worker)) for run in runs) / 3600
         figures += [(f"{price * hours:,.2f}", "cost", f"{hours:,.2f} worker hours at {price:g}")]
     return figures
 
@@ -130,14 +131,15 @@ def charts(contents: Contents, runs: list[Run]) -> dict[str, Any]:
     for name, lengths in (("prompts", contents.prompt_tokens), ("answers", contents.generated_tokens)):
         if lengths.number:
             found[name] = histogram({name: lengths.histogram()}, f"Tokens of {name}", "tokens")
-    times, values, breaks = course(runs)
+    over = course(runs)
+    times, breaks = over.times, over.breaks
     if len(times) > 1:
-        pace = {"generated": values["generated_tokens"], "prompts": values["prompt_tokens"]}
+        pace = {"generated": over.generated_tokens, "prompts": over.prompt_tokens}
         found["tokens"] = line_chart(times, pace, "Tokens per second over time", "tokens/s", breaks)
-        found["rows"] = line_chart(times, {"rows": values["rows"]}, "Rows per second over time", "rows/s", breaks)
-        share = {"occupancy": values["occupancy"]}
+        found["rows"] = line_chart(times, {"rows": over.rows}, "Rows per second over time", "rows/s", breaks)
+        share = {"occupancy": over.occupancy}
         found["occupancy"] = line_chart(times, share, "Occupancy of the engines over time", "percent", breaks, top=102)
-        ready = {"workers": values["workers_ready"]}
+        ready = {"workers": over.workers_ready}
         found["workers"] = line_chart(times, ready, "Workers ready over time", "workers", breaks, whole=True)
     return found
 
@@ -183,15 +185,3 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     return str(value)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"

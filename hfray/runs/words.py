@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+
+from hfray.runs.snapshot import PoolCounts
 
 
 def moment(timestamp: float) -> str:
@@ -17,28 +18,27 @@ def pace_words(rows: float, prompt_tokens: float, generated_tokens: float) -> st
 
 
 def engine_words(ready: int, workers: int, running: int, capacity: int) -> str:
-    """How many workers are at work, and how full their engines are, in words."""
+    """How many workers are ready, and how full their engines are, in words."""
     words = f"{ready} worker{'s' * (ready != 1)}" if ready == workers else f"{ready} of {workers} workers"
     return f"{words}  engines {occupancy(running, capacity):.0%} full" if capacity else words
 
 
-def pool_words(pool: dict[str, Any]) -> str:
-    """What a pool of workers has done, in words, from its counts (`hfray.batch.monitor`)."""
-    if not pool.get("workers"):
-        return "no worker came up"
-    words = f"{pool['workers']} worker{'s' * (pool['workers'] != 1)}, {pool['rows']:,} rows"
-    words += f", {pool['prompt_tokens']:,} tokens in, {pool['generated_tokens']:,} out"
-    share = pool.get("busy_share")
-    return words if share is None else f"{words}, {share:.0%} busy"
+def pool_words(pool: PoolCounts) -> str:
+    """What a pool of workers did, in words."""
+    if not pool.workers:
+        return "no worker started"
+    words = f"{pool.workers} worker{'s' * (pool.workers != 1)}, {pool.rows:,} rows"
+    words += f", {pool.prompt_tokens:,} tokens in, {pool.generated_tokens:,} out"
+    return words if pool.busy_share is None else f"{words}, {pool.busy_share:.0%} busy"
 
 
 def occupancy(running: int, capacity: int) -> float:
-    """Share of the engines' capacity in use; OpenVINO reads prompts of more rows in a step than it then runs."""
+    """Share of the engines' capacity in use. OpenVINO may prefill more rows in a step than its capacity: at most 1."""
     return min(1.0, running / capacity) if capacity else 0.0
 
 
 def coarse(seconds: float) -> str:
-    """A time left, to no more digits than it deserves: 40 s, 3 min 20 s, 25 min, 5 h 10 min."""
+    """A time left, rounded to what an estimate can claim: 40 s, 3 min 20 s, 25 min, 5 h 10 min."""
     step = 1 if seconds < 20 else 5 if seconds < 60 else 10 if seconds < 600 else 60 if seconds < 7200 else 600
     seconds = max(1, round(seconds / step) * step)
     if seconds < 600:
@@ -54,3 +54,17 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def rate(value: float) -> str:
+    """A number per second: 1,234, 56.7, 0.12."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def size(size_bytes: float) -> str:
+    """A size in bytes for people: 12 bytes, 3.4 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:,.0f} {unit}" if unit == "bytes" else f"{size_bytes:,.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.1f} TB"

@@ -22,9 +22,8 @@ from hfray.config.batch import InputSettings
 from hfray.config.secrets import to_plain
 from hfray.data.readers import read_slice
 from hfray.data.scan import scan
-from hfray.errors import JobError, SettingsError
+from hfray.errors import ExitCode, JobError, SettingsError
 from hfray.runs.fingerprint import fingerprint
-from hfray.runs.record import OK
 from hfray.runs.report import flat
 from hfray.runs.status import describe, read_status
 from jobs.console import print_summary
@@ -73,12 +72,12 @@ def test_each_row_once_and_the_fast_does_more(shared_ray, tmp_path):
         both = fake("fast", 0.05, hold), fake("slow", 0.4, hold)
         summary = job(table(tmp_path, 1000), tmp_path / "out", *both)
     check_rows(tmp_path / "out", 1000)
-    done = summary.engine["pools"]
-    assert summary.exit_code == OK
-    assert done["fast"]["rows"] > 2 * done["slow"]["rows"] > 0
-    assert done["fast"]["rows"] + done["slow"]["rows"] == 1000
+    done = summary.engine.pools
+    assert summary.exit_code == ExitCode.OK
+    assert done["fast"].rows > 2 * done["slow"].rows > 0
+    assert done["fast"].rows + done["slow"].rows == 1000
     record = json.loads((tmp_path / "out/_hfray/summary.json").read_text())
-    assert record["engine"]["pools"]["slow"]["generated_tokens"] == done["slow"]["generated_tokens"] > 0
+    assert record["engine"]["pools"]["slow"]["generated_tokens"] == done["slow"].generated_tokens > 0
     assert {worker["pool"] for worker in record["engine"]["workers"].values()} == {"fast", "slow"}
 
 
@@ -87,29 +86,29 @@ def test_what_each_pool_did_is_shown(shared_ray, tmp_path):
     summary = job(table(tmp_path, 64), out, fake("left"), fake("right"), fake("gone", resources={"nowhere": 1}))
     said = io.StringIO()
     print_summary(summary, said)
-    left = summary.engine["pools"]["left"]
-    words = f"left: 1 worker, {left['rows']} rows, {left['prompt_tokens']:,} tokens in"
+    left = summary.engine.pools["left"]
+    words = f"left: 1 worker, {left.rows} rows, {left.prompt_tokens:,} tokens in"
     assert words in said.getvalue()
-    assert "gone: no worker came up" in said.getvalue()
+    assert "gone: no worker started" in said.getvalue()
     assert f"pool {words}" in "\n".join(describe(read_status(str(out))))
     page = (out / "_hfray/report.html").read_text()
-    assert f'<td>left</td><td class="number">1</td><td class="number">{left["rows"]}</td>' in page
+    assert f'<td>left</td><td class="number">1</td><td class="number">{left.rows}</td>' in page
     assert "<th>pool</th><th>node</th>" in page
 
 
 def test_nobody_idles_while_rows_wait(shared_ray, tmp_path):
     """Busy for all of the time but the ends: one block of the slow one's is as long as 16 of the fast one's steps."""
-    done = job(table(tmp_path, 3000), tmp_path / "out", fake("fast", 0.05), fake("slow", 0.4)).engine["pools"]
+    done = job(table(tmp_path, 3000), tmp_path / "out", fake("fast", 0.05), fake("slow", 0.4)).engine.pools
     check_rows(tmp_path / "out", 3000)
-    assert done["slow"]["busy_share"] > 0.9
-    assert done["fast"]["busy_share"] > 0.7
+    assert done["slow"].busy_share > 0.9
+    assert done["fast"].busy_share > 0.7
 
 
 def test_what_a_slow_worker_is_left_with_goes_to_an_idle_one(shared_ray, tmp_path, monkeypatch):
     monkeypatch.setattr(pools, "BACKUP_SECONDS", 1.0)
     summary = job(table(tmp_path, 200), tmp_path / "out", fake("fast", 0.1), fake("stuck", 3600))
     check_rows(tmp_path / "out", 200)
-    assert summary.engine["pools"]["stuck"]["rows"] == 0
+    assert summary.engine.pools["stuck"].rows == 0
 
 
 def test_a_killed_worker_of_one_pool_costs_nothing(shared_ray, tmp_path):
@@ -121,8 +120,8 @@ def test_a_killed_worker_of_one_pool_costs_nothing(shared_ray, tmp_path):
     with hold.acting(2, kill):
         summary = job(table(tmp_path, 400), tmp_path / "out", fake("a", 0.0, hold), fake("b", 0.0, hold))
     check_rows(tmp_path / "out", 400)
-    assert summary.engine["workers_replaced"] == 1
-    assert sum(pool["deaths"] for pool in summary.engine["pools"].values()) == 1
+    assert summary.engine.workers_replaced == 1
+    assert sum(pool.deaths for pool in summary.engine.pools.values()) == 1
 
 
 def test_a_worker_that_died_idle_is_given_rows_again(shared_ray, tmp_path):
@@ -169,9 +168,9 @@ def test_a_row_that_kills_workers_of_any_pool_becomes_an_error_row(shared_ray, t
 def test_a_pool_whose_nodes_never_come_holds_nothing_up(shared_ray, tmp_path):
     summary = job(table(tmp_path, 100), tmp_path / "out", fake("gone", resources={"nowhere": 1}), fake("here"))
     check_rows(tmp_path / "out", 100)
-    done = summary.engine["pools"]
-    assert summary.exit_code == OK
-    assert (done["gone"]["workers"], done["gone"]["rows"], done["here"]["rows"]) == (0, 0, 100)
+    done = summary.engine.pools
+    assert summary.exit_code == ExitCode.OK
+    assert (done["gone"].workers, done["gone"].rows, done["here"].rows) == (0, 0, 100)
 
 
 def test_no_pool_that_comes_up_is_the_end_with_what_each_wants(shared_ray, tmp_path):
@@ -196,8 +195,8 @@ def test_a_pool_grows_while_its_workers_are_full(shared_ray, tmp_path):
         both = fake("grows", 0.0, hold, size=[1, 2]), fake("other", 0.0, hold)
         summary = job(table(tmp_path, 800), tmp_path / "out", *both)
     check_rows(tmp_path / "out", 800)
-    assert summary.engine["pools"]["grows"]["workers"] == 2
-    assert all(worker["rows"] for worker in summary.engine["workers"].values())
+    assert summary.engine.pools["grows"].workers == 2
+    assert all(worker.rows for worker in summary.engine.workers.values())
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(shared_ray, tmp_path):
@@ -224,12 +223,12 @@ def test_unlike_engines_answer_one_table(shared_ray, tmp_path, tiny_gpt2):
     summary = run_batch(batch_settings(f"input.path={path}", f"output.path={tmp_path / 'out'}", *model, workers))
     check_rows(tmp_path / "out", 120)
     assert all(row["error"] is None for row in rows_of(tmp_path / "out"))
-    done = summary.engine["pools"]
-    assert {name: pool["backend"] for name, pool in done.items()} == {
+    done = summary.engine.pools
+    assert {name: pool.backend for name, pool in done.items()} == {
         "transformers": "transformers",
         "openvino": "openvino",
     }
-    assert sum(pool["rows"] for pool in done.values()) >= 120
+    assert sum(pool.rows for pool in done.values()) >= 120
     run = json.loads((tmp_path / "out/_hfray/run.json").read_text())
     assert run["models"].keys() == done.keys()
 

@@ -16,8 +16,7 @@ import pytest
 
 from hfray.batch.job import run_batch
 from hfray.data.records import OUTPUT_COLUMNS
-from hfray.errors import JobError, SettingsError
-from hfray.runs.record import OK, TOO_MANY_ERRORS
+from hfray.errors import ExitCode, JobError, SettingsError
 from tests.conftest import QUESTIONS, batch_settings, run_job
 from tests.processes import Hold, wait_for_file
 
@@ -50,7 +49,7 @@ def rows_of(output):
 def test_one_row_in_one_row_out(questions, tmp_path):
     summary = job(questions, tmp_path / "out")
     rows = rows_of(tmp_path / "out")
-    assert summary.exit_code == OK
+    assert summary.exit_code == ExitCode.OK
     assert [row["question"] for row in rows] == QUESTIONS
     assert [row["n"] for row in rows] == list(range(8))
     assert list(rows[0]) == ["question", "n", *OUTPUT_COLUMNS]
@@ -73,8 +72,8 @@ def test_equal_prompts_are_answered_once_and_all_have_their_row(tmp_path):
     assert sorted(row["n"] for row in rows) == list(range(80))
     assert len({(row["question"], row["generated_text"]) for row in rows}) == 20
     assert len(log.read_text().splitlines()) == 20
-    assert summary.engine["rows_of_equal_prompts"] == 60
-    assert summary.engine["saved_tokens"]["generated"] == sum(row["num_generated_tokens"] for row in rows) * 3 / 4
+    assert summary.engine.rows_of_equal_prompts == 60
+    assert summary.engine.saved_tokens.generated == sum(row["num_generated_tokens"] for row in rows) * 3 / 4
 
 
 def test_run_and_summary_files(questions, tmp_path):
@@ -111,13 +110,13 @@ def test_bad_rows_become_error_rows_and_the_rest_goes_on(tmp_path):
     assert all(rows[f"in.jsonl:{i}"]["generated_text"] is None for i in errors)
     assert all(rows[f"in.jsonl:{i}"]["finish_reason"] == "error" for i in errors)
     assert rows["in.jsonl:30"]["meta"] == {"k": 1}
-    assert (summary.exit_code, summary.written.failed) == (OK, 4)
+    assert (summary.exit_code, summary.written.failed) == (ExitCode.OK, 4)
 
 
 def test_too_many_errors_stop_the_job_with_the_most_frequent(tmp_path):
     path = write(tmp_path / "in.jsonl", [{"question": "bad" if i % 4 else "fine"} for i in range(400)])
     summary = job(path, tmp_path / "out", "backend.fail_on='Question: bad'")
-    assert summary.exit_code == TOO_MANY_ERRORS
+    assert summary.exit_code == ExitCode.TOO_MANY_ERRORS
     assert "errors.max_fraction=0.05" in summary.message
     assert "told to fail" in summary.message
     assert rows_of(tmp_path / "out")
@@ -149,7 +148,7 @@ def test_other_settings_into_the_same_folder_are_refused_by_name(questions, tmp_
         assert word in str(caught.value)
     assert (tmp_path / "out/_hfray/run.json").read_bytes() == before
     same_text = ["workers.size=2", "output.rows_per_file=5", "backend.batch_size=3", "errors.max_fraction=0.5"]
-    assert job(questions, tmp_path / "out", *same_text).exit_code == OK
+    assert job(questions, tmp_path / "out", *same_text).exit_code == ExitCode.OK
 
 
 def test_failed_rows_are_done_again_on_request_and_leave_one_row_each(questions, tmp_path):
@@ -213,7 +212,7 @@ def test_a_killed_worker_costs_nothing(tmp_path):
     with hold.acting(1, kill):
         summary = job(path, out, "backend.batch_size=8", "workers.rows_per_block=8", *hold.overrides)
     rows = rows_of(out)
-    assert summary.engine["workers_replaced"] == 1
+    assert summary.engine.workers_replaced == 1
     assert len({row["row_id"] for row in rows}) == len(rows) == 160
 
 
@@ -227,7 +226,7 @@ def test_rows_that_kill_their_worker_become_error_rows(poison, deaths, tmp_path)
     assert {row["row_id"] for row in rows if row["error"]} == {f"in.jsonl:{i}" for i in poison}
     assert [row["question"] for row in rows if row["error"]] == ["poison"] * len(poison)
     assert "ended its worker's process" in next(row["error"] for row in rows if row["error"])
-    assert summary.engine["workers_replaced"] == deaths
+    assert summary.engine.workers_replaced == deaths
 
 
 @pytest.mark.parametrize("fault", ["hang", "freeze"])
@@ -278,7 +277,7 @@ def test_real_engines_through_the_whole_job(questions, tmp_path, request, backen
     settings = batch_settings(f"input.path={questions}", f"output.path={out}", *engine, "generation.max_new_tokens=8")
     summary = run_batch(settings)
     rows = rows_of(out)
-    assert summary.exit_code == OK
+    assert summary.exit_code == ExitCode.OK
     assert [row["question"] for row in rows] == QUESTIONS
     assert all(row["error"] is None and row["num_prompt_tokens"] > 5 for row in rows)
 

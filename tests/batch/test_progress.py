@@ -15,15 +15,15 @@ from hfray.batch.metrics import COUNTERS, GAUGES
 from hfray.batch.progress import RunProgress
 from hfray.inference.stats import LoopStats
 from hfray.runs.pace import Pace, TimeLeft
+from hfray.runs.snapshot import COUNTER_NAMES, Snapshot, Totals
 from hfray.runs.words import coarse, duration, occupancy
 
 DASHBOARD = Path(__file__).parents[2] / "k8s" / "grafana-dashboard.json"
 
 
-def snapshot(rows=0, failed=0, prompts=0, generated=0, ready=1, workers=1, running=8, capacity=8, deaths=0) -> dict:
-    totals = {"rows": rows, "failed_rows": failed, "prompt_tokens": prompts, "generated_tokens": generated}
-    engines = {"workers": workers, "workers_ready": ready, "running": running, "capacity": capacity, "deaths": deaths}
-    return {"totals": totals} | engines
+def snapshot(rows=0, failed=0, prompts=0, generated=0, ready=1, workers=1, deaths=0) -> Snapshot:
+    totals = Totals(rows=rows, failed_rows=failed, prompt_tokens=prompts, generated_tokens=generated)
+    return Snapshot(totals, running=8, capacity=8, workers=workers, workers_ready=ready, deaths=deaths)
 
 
 class Clock:
@@ -104,7 +104,7 @@ def test_live_lines_on_a_terminal(capsys):
     assert "400 of 1,000 rows" in text
     assert "10.0 rows/s" in text
     assert "2 of 3 workers" in text
-    assert "1 workers replaced" in text
+    assert "1 worker replaced" in text
     assert "1 min left" in text
     assert capsys.readouterr().err == ""
 
@@ -153,6 +153,7 @@ def exported() -> set[str]:
 
 
 def test_every_counter_of_an_engine_is_a_metric():
+    assert tuple(sorted(COUNTERS)) == tuple(sorted(COUNTER_NAMES))
     assert COUNTERS.keys() | GAUGES.keys() == {field.name for field in fields(LoopStats)} - {"last_full"}
 
 

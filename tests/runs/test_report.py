@@ -108,13 +108,14 @@ def test_runs_tell_the_truth_about_both_parts(resumed):
     assert (second.state, second.rows, second.failed) == ("finished", 40, 5)
     assert killed.seconds == pytest.approx(60, abs=1)  # until its last sign of life
     assert killed.generating_seconds == pytest.approx(48, abs=1)
-    assert "ended without a word" in killed.message
-    times, values, breaks = course([killed, second])
+    assert "stopped without a message" in killed.message
+    over = course([killed, second])
+    times, breaks = over.times, over.breaks
     assert len(breaks) == 1
     assert times == sorted(times)
     assert times[-1] == pytest.approx(100, abs=1)
-    assert values["rows"][0] == pytest.approx(2, abs=0.2)
-    assert set(values["occupancy"]) == {50.0}
+    assert over.rows[0] == pytest.approx(2, abs=0.2)
+    assert set(over.occupancy) == {50.0}
     stages = dict(stage_seconds([killed, second]))
     assert sum(stages.values()) == pytest.approx(120, abs=1)
     assert stages["starting Ray"] == pytest.approx(8, abs=0.5)
@@ -128,7 +129,7 @@ def test_a_run_killed_while_it_starts_spends_its_time_there(tmp_path):
     write_run(tmp_path, "aaaa", 100, ended=False, pid=GONE, timeline=timeline)
     (run,) = load_runs(OutputFolder(str(tmp_path)), *[read_contents(OutputFolder(str(tmp_path))).rows_by_run] * 3)
     assert dict(stage_seconds([run])) == {
-        "looking over settings and input": pytest.approx(1, abs=0.5),
+        "checking settings and input": pytest.approx(1, abs=0.5),
         "starting Ray": pytest.approx(59, abs=1),
     }
 
@@ -148,7 +149,7 @@ def test_the_page_is_self_contained_and_escaped(resumed):
     }
     assert "s3cret" not in page
     assert "max_new_tokens" in page
-    assert "ended without a word" in page
+    assert "stopped without a message" in page
     assert "100</b>" in page
     assert page.count("<svg") == 6
     assert not re.search(r"#0102\d\d", page)  # every colour became a variable
@@ -230,5 +231,5 @@ def test_a_run_that_was_killed_and_resumed(tmp_path):
     assert status.startswith("finished\n901 of 901 rows (100.0%), 1 failed")
     assert "2 runs so far" in status
     page = (out / "_hfray" / "report.html").read_text()
-    assert "ended without a word" in page
+    assert "stopped without a message" in page
     assert "line 901: is not JSON" in page

@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from hfray.errors import SettingsError
-from hfray.runs.record import MAX_SAMPLES, RunRecord, read_runs
+from hfray.runs.record import read_runs
+from hfray.runs.recorder import MAX_SAMPLES, RunRecorder
 from hfray.runs.status import describe, read_status
 from tests.conftest import run_job
 from tests.folders import GONE, row, snapshot, write_part, write_run
@@ -33,16 +34,16 @@ def test_a_run_that_lives(tmp_path):
 
 def test_a_run_that_lives_and_tells_nothing(tmp_path):
     write_run(tmp_path, "aaaa", 100, ended=False, ago=600, **ME)
-    assert "has told nothing for 9 min" in lines(tmp_path)[0]
+    assert "has reported nothing for 9 min" in lines(tmp_path)[0]
 
 
 def test_a_run_whose_process_is_gone(tmp_path):
     write_part(tmp_path, "aaaa", 0, [row(n) for n in range(30)])
     write_run(tmp_path, "aaaa", 100, ended=False, updated=time.time(), pid=GONE)
     first, second, third = lines(tmp_path)
-    assert first.startswith("stopped without a word")
+    assert first.startswith("stopped without a message")
     assert second.startswith("30 of 100 rows (30.0%)")
-    assert third.startswith("last sign of life")
+    assert third.startswith("last update")
 
 
 def test_another_process_with_its_id_is_not_the_run(tmp_path):
@@ -69,7 +70,7 @@ def test_the_newest_run_counts(tmp_path):
     write_run(tmp_path, "aaaa", 100, ended=False, ago=900, pid=GONE)
     write_run(tmp_path, "bbbb", 100, before=60, status="failed", message="the disk is full")
     told = lines(tmp_path)
-    assert told[0].startswith("failed; what is done is kept")
+    assert told[0].startswith("failed; the finished rows are kept")
     assert told[1] == "the disk is full"
     assert told[-1] == "2 runs so far"
 
@@ -84,32 +85,32 @@ def test_no_run_there(tmp_path):
 
 def test_a_record_is_kept_up_to_date_and_small(tmp_path, monkeypatch):
     from hfray.data.output import OutputFolder
-    from hfray.runs.record import Summary
+    from hfray.runs.summary import Summary
 
-    monkeypatch.setattr("hfray.runs.record.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("hfray.runs.recorder.BEAT_SECONDS", 0.05)
     (tmp_path / "_hfray").mkdir()
     output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})
-    with RunRecord(output, "aaaa", summary) as record:
+    with RunRecorder(output, "aaaa", summary) as record:
         record.enter_stage("preparing the model")
-        while (run := read_runs(output)[0])["stage"] != "preparing the model":
+        while (run := read_runs(output)[0]).stage != "preparing the model":
             time.sleep(0.05)
-        assert run["state"] == "running"
+        assert run.state == "running"
         for rows in range(3 * MAX_SAMPLES):
             record._interval = 0
             record.update(snapshot(rows))
-        assert len(record._samples) <= MAX_SAMPLES
+        assert len(record._record.samples) <= MAX_SAMPLES
     (run,) = read_runs(output)
-    assert run["state"] == "finished"
-    assert run["totals"]["rows"] == 3 * MAX_SAMPLES - 1
+    assert run.state == "finished"
+    assert run.snapshot.totals.rows == 3 * MAX_SAMPLES - 1
 
 
 def test_a_run_that_raises_has_failed(tmp_path):
     from hfray.data.output import OutputFolder
-    from hfray.runs.record import Summary
+    from hfray.runs.summary import Summary
 
     (tmp_path / "_hfray").mkdir()
     output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})
-    with pytest.raises(RuntimeError), RunRecord(output, "aaaa", summary):
+    with pytest.raises(RuntimeError), RunRecorder(output, "aaaa", summary):
         raise RuntimeError("no more memory")
     (run,) = read_runs(output)
-    assert (run["state"], run["message"]) == ("failed", "no more memory")
+    assert (run.state, run.summary.message) == ("failed", "no more memory")

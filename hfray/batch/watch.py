@@ -1,0 +1,129 @@
+"""Watches a run: shows and records how far it is, stops it when it cannot succeed, and sums up what the engines did."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from hfray.config.batch import BatchSettings
+from hfray.data.output import PartReport
+from hfray.errors import JobError, TooManyErrorsError
+from hfray.runs.recorder import RunRecorder
+from hfray.runs.snapshot import PoolCounts, Snapshot
+from hfray.runs.summary import EngineReport, PoolReport, SavedTokens, Summary
+
+if TYPE_CHECKING:
+    from hfray.batch.pipeline import Job
+    from hfray.batch.progress import RunProgress
+    from hfray.cluster.pools import Pool
+
+WHOLESALE_ROWS = 200  # if this many rows are written and all of them failed, the run stops at once
+LAST_SNAPSHOT_SECONDS = 5.0
+
+
+class RunWatch:
+    """Takes snapshots of the Monitor while the pipeline runs.
+
+    Args:
+        monitor: the Monitor's actor handle.
+    """
+
+    def __init__(self, job: Job, monitor: Any, summary: Summary, recorder: RunRecorder, progress: RunProgress) -> None:
+        self._job, self._monitor, self._summary = job, monitor, summary
+        self._recorder, self._progress = recorder, progress
+        self._snapshot = Snapshot()
+        self._pending = monitor.snapshot.remote()
+
+    def on_tick(self, report: PartReport) -> None:
+        """Take in what has been written, and the snapshot if it has arrived.
+
+        Raises:
+            JobError: no worker can start.
+            TooManyErrorsError: more rows failed than allowed.
+        """
+        import ray
+
+        self._summary.written = report
+        if ray.wait([self._pending], timeout=0)[0]:
+            self._snapshot = ray.get(self._pending)
+            self._pending = self._monitor.snapshot.remote()
+            self._progress.update(self._snapshot)
+            self._recorder.update(self._snapshot)
+        stop_if_hopeless(self._job, self._summary, self._snapshot)
+
+    def end(self) -> None:
+        """Take the last snapshot and put it into the summary and the record."""
+        import ray
+
+        with contextlib.suppress(Exception):  # the run is over: without a last snapshot, the one before is good enough
+            self._snapshot = ray.get(self._monitor.snapshot.remote(), timeout=LAST_SNAPSHOT_SECONDS)
+        self._summary.timeline |= self._snapshot.timeline
+        self._summary.engine = engine_report(self._snapshot, self._job.pools, self._summary.timeline)
+        self._recorder.update(self._snapshot)
+
+
+def stop_if_hopeless(job: Job, summary: Summary, snapshot: Snapshot) -> None:
+    """Raise JobError or TooManyErrorsError if the run cannot succeed any more."""
+    if snapshot.cannot_start:
+        raise JobError(snapshot.cannot_start)
+    limit = job.settings.start_timeout
+    if "engine_ready" not in snapshot.timeline and time.time() - summary.timeline["model_ready"] > limit:
+        booked = "; or ".join(str(pool) for pool in job.pools)
+        raise JobError(
+            f"workers.start_timeout={limit:g}: no worker was ready in time. A worker books {booked}; `ray status` shows "
+            "what the cluster has free. Book less, add nodes, or raise workers.start_timeout."
+        )
+    allowed = job.settings.errors.max_fraction
+    failed, rows = summary.failed_total + summary.written.failed, summary.written.rows
+    wholesale = rows >= WHOLESALE_ROWS and summary.written.failed == rows and allowed < 1
+    if wholesale or failed > allowed * summary.rows:
+        summary.failed_total = failed
+        raise TooManyErrorsError(too_many_errors(failed, summary, job.settings))
+
+
+def too_many_errors(failed: int, summary: Summary, settings: BatchSettings) -> str:
+    """The message of a run that ends because too many rows failed."""
+    top = "; ".join(f"{count} x {error}" for error, count in summary.written.errors.most_common(3))
+    return (
+        f"{failed} of {summary.rows} rows failed, and errors.max_fraction={settings.errors.max_fraction} allows "
+        f"{int(settings.errors.max_fraction * summary.rows)}. Most frequent: {top or 'from earlier runs'}. "
+        "Fix the input or the template, and run again with output.retry_errors=true."
+    )
+
+
+def engine_report(snapshot: Snapshot, pools: list[Pool], timeline: dict[str, float]) -> EngineReport:
+    """What the engines did, for the summary."""
+    totals = snapshot.totals
+    full, last = timeline.get("last_full_step"), timeline.get("last_row")
+    return EngineReport(
+        steps=totals.steps,
+        share_of_full_steps=totals.full_steps / totals.steps if totals.steps else None,
+        busy_seconds=totals.busy_seconds,
+        rows_of_equal_prompts=totals.shared_rows,
+        saved_tokens=SavedTokens(totals.saved_tokens, totals.saved_prompt_tokens, totals.prefix_tokens),
+        workers=snapshot.per_worker,
+        workers_replaced=snapshot.deaths,
+        tail_seconds=max(0.0, last - full) if full and last else None,
+        pools={pool.name: _pool_report(pool, snapshot.pools) for pool in pools} if len(pools) > 1 else {},
+    )
+
+
+def _pool_report(pool: Pool, counts: dict[str, PoolCounts]) -> PoolReport:
+    """What a pool was and did; zeros if none of its workers started."""
+    done = counts.get(pool.name, PoolCounts())
+    rate = done.workers * done.generated_tokens / done.ready_seconds if done.ready_seconds else None
+    return PoolReport(
+        workers=done.workers,
+        deaths=done.deaths,
+        rows=done.rows,
+        failed_rows=done.failed_rows,
+        prompt_tokens=done.prompt_tokens,
+        generated_tokens=done.generated_tokens,
+        busy_seconds=done.busy_seconds,
+        ready_seconds=done.ready_seconds,
+        busy_share=done.busy_share,
+        backend=pool.settings.backend.name,
+        model=pool.settings.model.source,
+        generated_tokens_per_second=rate,
+    )
