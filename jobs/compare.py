@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from hfray.errors import SettingsError
-from hfray.runs.compare import CompareSettings, Comparison, compare, page
+from hfray.runs.compare import CompareSettings, Comparison, compare
+from hfray.runs.compare_page import page
 from jobs.command import run, settings_of
 
 

@@ -1,7 +1,7 @@
-"""`_hfray/report.html`: one self-contained page about an output folder, whatever number of runs it took to fill it.
+"""`_hfray/report.html`: one self-contained page about an output folder and all its runs.
 
-Built from the records of the runs and from the Parquet files themselves. Prompts, answers and errors are text that
-nobody vouches for: the templates escape all of it.
+The page is made from the records of the runs and from the Parquet files. Prompts, answers and errors are untrusted
+text: the templates escape all of it.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from hfray.data.output import OutputFolder
 from hfray.runs.contents import Contents, read_contents
 from hfray.runs.history import Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
 from hfray.runs.summary import RunState
-from hfray.runs.words import duration, moment, rate, size
+from hfray.runs.words import cut, duration, moment, rate, size
 
 PAGE = "report.html"
 SAMPLES = 200
-SAMPLE_BYTES = 1_500_000  # of the page, for the sampled rows together
-LONGEST_TEXT = 4000  # characters of a prompt or an answer
+TEXTS = ("prompt", "generated_text", "error")
+SAMPLE_BYTES = 1_500_000  # of all sampled rows on the page
 ERRORS_SHOWN = 20
 
 
 def try_report(output: OutputFolder) -> str | None:
-    """Write the page; a page that cannot be made costs no run its exit code. Returns its path, or None."""
+    """Write the page; returns its path, or None. A failure here is printed, and does not change the run's exit code."""
     try:
         return write_report(output)
     except Exception as error:
-        print(f"hfray: no report: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"hfray: cannot write the report: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return None
 
 
 def write_report(output: OutputFolder) -> str:
-    """Write `_hfray/report.html` from what the folder holds; returns its path."""
+    """Write `_hfray/report.html` from the records and files of the folder; returns its path."""
     output.write_text(PAGE, report_page(output))
     return f"{output.path.rstrip('/')}/_hfray/{PAGE}"
 
@@ -71,7 +71,7 @@ def report_page(output: OutputFolder) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this package, with everything escaped."""
+    """A template of this package with these values, all of them escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -89,9 +89,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def headline(contents: Contents, runs: list[Run], settings: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(figure, what it is, a remark) of what people look for first."""
+    """The cards at the top of the page: (figure, what it counts, a remark)."""
     busy = sum(run.generating_seconds for run in runs)
-    counted = [run for run in runs if run.generating_seconds]  # rows without a record of their run have no time
+    counted = [run for run in runs if run.generating_seconds]  # rows of a run without a record have no time
     rows, tokens = sum(run.rows for run in counted), sum(run.tokens for run in counted)
     total = runs[-1].record.summary.rows if runs else contents.rows
     missing = total - contents.rows
@@ -124,7 +124,7 @@ def headline(contents: Contents, runs: list[Run], settings: dict[str, Any]) -> l
 
 
 def charts(contents: Contents, runs: list[Run]) -> dict[str, Any]:
-    """Name to SVG; a chart that there is nothing for is left out."""
+    """Name to SVG; a chart without data is left out."""
     from hfray.runs.charts import histogram, line_chart
 
     found = {}
@@ -148,27 +148,19 @@ def charts(contents: Contents, runs: list[Run]) -> dict[str, Any]:
 
 
 def shorten(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows for a page: long texts cut, and so many that the page stays small."""
+    """Rows for the page: long texts are cut, and rows are left out so that the page stays small."""
     kept, left = [], SAMPLE_BYTES
     for sample in samples:
-        row = sample | {name: cut(sample[name]) for name in ("prompt", "generated_text", "error")}
-        left -= sum(6 * len(row[name] or "") for name in ("prompt", "generated_text", "error")) // 3 + 600
+        row = sample | {name: cut(sample[name]) for name in TEXTS if sample[name] is not None}
+        left -= sum(6 * len(row[name] or "") for name in TEXTS) // 3 + 600
         if left < 0:
             break
         kept.append(row)
     return kept
 
 
-def cut(text: str | None, longest: int = LONGEST_TEXT) -> str | None:
-    """A text with its middle left out where it is longer than a reader would read."""
-    if text is None or len(text) <= longest:
-        return text
-    half = longest // 2
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
-
-
 def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted key, value) of nested settings; values of keys that hold secrets are not shown."""
+    """(dotted key, value) of nested settings; the values of secrets are hidden."""
     found: list[tuple[str, str]] = []
     for name, value in settings.items():
         key = f"{prefix}{name}"

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 
 from hfray.runs.snapshot import PoolCounts
 
+LONGEST_TEXT = 4000  # characters of a prompt or an answer on a page
+
 
 def moment(timestamp: float) -> str:
     """A point in time for people, in UTC."""
@@ -68,3 +70,11 @@ def size(size_bytes: float) -> str:
             return f"{size_bytes:,.0f} {unit}" if unit == "bytes" else f"{size_bytes:,.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:,.1f} TB"
+
+
+def cut(text: str, longest: int = LONGEST_TEXT) -> str:
+    """The text, without its middle if it is too long to read."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"

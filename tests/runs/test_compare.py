@@ -6,7 +6,9 @@ import pytest
 from markupsafe import Markup
 
 from hfray.errors import SettingsError
-from hfray.runs.compare import CompareSettings, PageOutput, Parting, compare, differing_settings, mark, page, parting
+from hfray.runs.compare import CompareSettings, PageOutput, compare
+from hfray.runs.compare_page import differing_settings, page
+from hfray.runs.textdiff import Parting, mark, parting
 from tests.conftest import run_job
 from tests.folders import row, write_part, write_run, write_settings
 

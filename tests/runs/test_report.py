@@ -16,8 +16,9 @@ import pytest
 from hfray.data.output import OutputFolder
 from hfray.runs.contents import Lengths, count_rows, group_name, read_contents
 from hfray.runs.history import course, load_runs, stage_seconds, tail_seconds
-from hfray.runs.report import cut, flat, report_page, shorten, write_report
+from hfray.runs.report import flat, report_page, shorten, write_report
 from hfray.runs.status import describe, read_status
+from hfray.runs.words import cut
 from tests.conftest import run_job
 from tests.folders import GONE, row, write_part, write_run, write_settings
 
@@ -171,7 +172,6 @@ def test_samples_are_cut_to_a_size():
     assert sum(len(s["prompt"]) + len(s["generated_text"]) for s in kept) < 2_000_000
     assert "96,000 characters left out" in kept[0]["generated_text"]
     assert cut("short") == "short"
-    assert cut(None) is None
 
 
 def test_settings_are_flat_and_secrets_hidden():
