@@ -86,6 +86,8 @@ class RunRecord:
     def from_json(cls, values: object) -> RunRecord:
         """A record from what `to_json` gave, in this version or another; missing keys keep their defaults.
 
+        The file has one timeline; it comes back as the summary's.
+
         Raises:
             ValueError: this is not a record; the message names the key.
         """
@@ -97,7 +99,6 @@ class RunRecord:
             totals=from_json(Totals, values.get("totals", {})),
             per_worker=from_json(dict[str, WorkerCounts], values.get("workers", {})),
             pools=from_json(dict[str, PoolCounts], values.get("pools", {})),
-            timeline=from_json(dict[str, float], values.get("timeline", {})),
             running=now.get("running", 0),
             capacity=now.get("capacity", 0),
             workers_ready=now.get("workers_ready", 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 
@@ -107,6 +108,8 @@ class Summary:
     @classmethod
     def from_json(cls, values: object) -> Summary:
         """A summary from what `to_json` gave, in this version or another. Raises ValueError on values of wrong types."""
+        if isinstance(values, Mapping) and not values.get("engine"):
+            values = {**values, "engine": None}
         return from_json(cls, values)
 
     @property

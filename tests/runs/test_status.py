@@ -8,11 +8,9 @@ import psutil
 import pytest
 
 from hfray.errors import SettingsError
-from hfray.runs.record import read_runs
-from hfray.runs.recorder import MAX_SAMPLES, RunRecorder
 from hfray.runs.status import describe, read_status
 from tests.conftest import run_job
-from tests.folders import GONE, row, snapshot, write_part, write_run
+from tests.folders import GONE, row, write_part, write_run
 
 ME = {"pid": os.getpid(), "process_started": psutil.Process().create_time()}
 
@@ -81,36 +79,3 @@ def test_no_run_there(tmp_path):
     answer = run_job(f"output.path={tmp_path}/nothing", module="jobs.status")
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: output.path=")
-
-
-def test_a_record_is_kept_up_to_date_and_small(tmp_path, monkeypatch):
-    from hfray.data.output import OutputFolder
-    from hfray.runs.summary import Summary
-
-    monkeypatch.setattr("hfray.runs.recorder.BEAT_SECONDS", 0.05)
-    (tmp_path / "_hfray").mkdir()
-    output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})
-    with RunRecorder(output, "aaaa", summary) as record:
-        record.enter_stage("preparing the model")
-        while (run := read_runs(output)[0]).stage != "preparing the model":
-            time.sleep(0.05)
-        assert run.state == "running"
-        for rows in range(3 * MAX_SAMPLES):
-            record._interval = 0
-            record.update(snapshot(rows))
-        assert len(record._record.samples) <= MAX_SAMPLES
-    (run,) = read_runs(output)
-    assert run.state == "finished"
-    assert run.snapshot.totals.rows == 3 * MAX_SAMPLES - 1
-
-
-def test_a_run_that_raises_has_failed(tmp_path):
-    from hfray.data.output import OutputFolder
-    from hfray.runs.summary import Summary
-
-    (tmp_path / "_hfray").mkdir()
-    output, summary = OutputFolder(str(tmp_path)), Summary(rows=10, timeline={"command": time.time()})
-    with pytest.raises(RuntimeError), RunRecorder(output, "aaaa", summary):
-        raise RuntimeError("no more memory")
-    (run,) = read_runs(output)
-    assert (run.state, run.summary.message) == ("failed", "no more memory")
