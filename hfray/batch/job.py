@@ -110,7 +110,7 @@ def _watch(ray: Any, job: Any, summary: Summary, notes: list[str], record: RunRe
         for note in notes:
             progress.say(note)
 
-        watch = RunWatch(job, monitor, summary, record, progress)
+        watch = RunWatch(job.settings, job.pools, monitor, summary, record, progress)
         try:
             run_pipeline(job, monitor, watch.on_tick)
         except (KeyboardInterrupt, TooManyErrorsError, JobError):

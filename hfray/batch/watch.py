@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from hfray.config.batch import BatchSettings
 from hfray.data.output import PartReport
@@ -14,11 +15,10 @@ from hfray.runs.snapshot import PoolCounts, Snapshot
 from hfray.runs.summary import EngineReport, PoolReport, SavedTokens, Summary
 
 if TYPE_CHECKING:
-    from hfray.batch.pipeline import Job
     from hfray.batch.progress import RunProgress
     from hfray.cluster.pools import Pool
 
-WHOLESALE_ROWS = 200  # if this many rows are written and all of them failed, the run stops at once
+ALL_FAILED_ROWS = 200  # if so many rows are written and all of them failed, the run stops at once
 LAST_SNAPSHOT_SECONDS = 5.0
 
 
@@ -29,8 +29,16 @@ class RunWatch:
         monitor: the Monitor's actor handle.
     """
 
-    def __init__(self, job: Job, monitor: Any, summary: Summary, recorder: RunRecorder, progress: RunProgress) -> None:
-        self._job, self._monitor, self._summary = job, monitor, summary
+    def __init__(
+        self,
+        settings: BatchSettings,
+        pools: Sequence[Pool],
+        monitor: Any,
+        summary: Summary,
+        recorder: RunRecorder,
+        progress: RunProgress,
+    ) -> None:
+        self._settings, self._pools, self._monitor, self._summary = settings, pools, monitor, summary
         self._recorder, self._progress = recorder, progress
         self._snapshot = Snapshot()
         self._pending = monitor.snapshot.remote()
@@ -46,40 +54,40 @@ class RunWatch:
 
         self._summary.written = report
         if ray.wait([self._pending], timeout=0)[0]:
-            self._snapshot = ray.get(self._pending)
+            self._snapshot = cast(Snapshot, ray.get(self._pending))
             self._pending = self._monitor.snapshot.remote()
             self._progress.update(self._snapshot)
             self._recorder.update(self._snapshot)
-        stop_if_hopeless(self._job, self._summary, self._snapshot)
+        stop_if_hopeless(self._settings, self._pools, self._summary, self._snapshot)
 
     def end(self) -> None:
         """Take the last snapshot and put it into the summary and the record."""
         import ray
 
         with contextlib.suppress(Exception):  # the run is over: without a last snapshot, the one before is good enough
-            self._snapshot = ray.get(self._monitor.snapshot.remote(), timeout=LAST_SNAPSHOT_SECONDS)
+            self._snapshot = cast(Snapshot, ray.get(self._monitor.snapshot.remote(), timeout=LAST_SNAPSHOT_SECONDS))
         self._summary.timeline |= self._snapshot.timeline
-        self._summary.engine = engine_report(self._snapshot, self._job.pools, self._summary.timeline)
+        self._summary.engine = engine_report(self._snapshot, self._pools, self._summary.timeline)
         self._recorder.update(self._snapshot)
 
 
-def stop_if_hopeless(job: Job, summary: Summary, snapshot: Snapshot) -> None:
+def stop_if_hopeless(settings: BatchSettings, pools: Sequence[Pool], summary: Summary, snapshot: Snapshot) -> None:
     """Raise JobError or TooManyErrorsError if the run cannot succeed any more."""
     if snapshot.cannot_start:
         raise JobError(snapshot.cannot_start)
-    limit = job.settings.start_timeout
+    limit = settings.start_timeout
     if "engine_ready" not in snapshot.timeline and time.time() - summary.timeline["model_ready"] > limit:
-        booked = "; or ".join(str(pool) for pool in job.pools)
+        booked = "; or ".join(str(pool) for pool in pools)
         raise JobError(
-            f"workers.start_timeout={limit:g}: no worker was ready in time. A worker books {booked}; `ray status` shows "
-            "what the cluster has free. Book less, add nodes, or raise workers.start_timeout."
+            f"workers.start_timeout={limit:g}: no worker was ready within {limit:g} s. A worker books {booked}; "
+            "`ray status` shows what is free on the cluster. Book less, add nodes, or raise workers.start_timeout."
         )
-    allowed = job.settings.errors.max_fraction
+    allowed = settings.errors.max_fraction
     failed, rows = summary.failed_total + summary.written.failed, summary.written.rows
-    wholesale = rows >= WHOLESALE_ROWS and summary.written.failed == rows and allowed < 1
-    if wholesale or failed > allowed * summary.rows:
+    all_failed = rows >= ALL_FAILED_ROWS and summary.written.failed == rows and allowed < 1
+    if all_failed or failed > allowed * summary.rows:
         summary.failed_total = failed
-        raise TooManyErrorsError(too_many_errors(failed, summary, job.settings))
+        raise TooManyErrorsError(too_many_errors(failed, summary, settings))
 
 
 def too_many_errors(failed: int, summary: Summary, settings: BatchSettings) -> str:
@@ -88,11 +96,11 @@ def too_many_errors(failed: int, summary: Summary, settings: BatchSettings) -> s
     return (
         f"{failed} of {summary.rows} rows failed, and errors.max_fraction={settings.errors.max_fraction} allows "
         f"{int(settings.errors.max_fraction * summary.rows)}. Most frequent: {top or 'from earlier runs'}. "
-        "Fix the input or the template, and run again with output.retry_errors=true."
+        "Fix the input rows and run again with output.retry_errors=true; for another template name a new output.path."
     )
 
 
-def engine_report(snapshot: Snapshot, pools: list[Pool], timeline: dict[str, float]) -> EngineReport:
+def engine_report(snapshot: Snapshot, pools: Sequence[Pool], timeline: dict[str, float]) -> EngineReport:
     """What the engines did, for the summary."""
     totals = snapshot.totals
     full, last = timeline.get("last_full_step"), timeline.get("last_row")
