@@ -1,4 +1,4 @@
-"""The one loop around an engine: batch worker, online server and LangChain all generate through it."""
+"""The one loop around an engine: batch worker, online service and LangChain classes generate through it."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from hfray.completion import Completion, Prompt
 from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
 from hfray.errors import EngineDiedError
-from hfray.inference.dedup import RecentCompletions, share_key
+from hfray.inference.dedup import Dedup, dedup_key
 from hfray.inference.detokenizer import CompletionText
+from hfray.inference.handle import Handle
 from hfray.inference.stats import LoopStats
 
-FULL = 0.8  # a step counts as full when at least this share of the engine's capacity is running
+FULL = 0.8  # a step counts as full if at least this share of the engine's capacity is running
 
 
 @dataclass(slots=True)
 class _Sequence:
+    """One request in the engine, and the handles that wait for it: the leader's and its followers'."""
+
     request: Request
     text: CompletionText
-    on_done: Callable[[Completion | EngineDiedError], None]
-    on_text: Callable[[str], None] | None
-    on_step: Callable[[StepOutput], None] | None
-    key: bytes | None = None  # of the prompts that share this completion
-    followers: list[Callable[[Completion | EngineDiedError], None]] = field(default_factory=list)
+    handles: list[Handle]
+    key: bytes | None = None
     num_generated: int = 0
-    logprobs: list = field(default_factory=list)
+    logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
 
 
 class EngineLoop:
-    """A thread that steps an engine for as long as anything is in it.
+    """A thread that steps an engine while there is work.
 
-    Thread-safe. Callbacks run on the loop's thread and must return at once. When the engine dies, every request in
-    it gets the EngineDiedError, and so does every later one.
+    Thread-safe. When the engine dies, every request in it fails with EngineDiedError, and so does every later one.
+
+    Args:
+        on_death: called on the loop's thread when the engine dies.
     """
 
     def __init__(self, engine: Engine, on_death: Callable[[EngineDiedError], None] | None = None) -> None:
@@ -47,8 +48,7 @@ class EngineLoop:
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._sequences: dict[int, _Sequence] = {}
-        self._leaders: dict[bytes, _Sequence] = {}
-        self._recent = RecentCompletions()
+        self._dedup: Dedup[_Sequence] = Dedup()
         self._ids = itertools.count(1)
         self._closing = self._ended = False
         self._died: EngineDiedError | None = None
@@ -56,65 +56,57 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._thread.start()
 
-    # --- callers' side -----------------------------------------------------------------------------------------
+    # --- the callers' side -------------------------------------------------------------------------------------
 
     def submit(
         self,
         prompt: Prompt,
         params: GenerationParams,
-        on_done: Callable[[Completion | EngineDiedError], None],
-        on_text: Callable[[str], None] | None = None,
+        *,
         sample: int | str = 0,
-        on_step: Callable[[StepOutput], None] | None = None,
         share: bool = False,
-    ) -> int | None:
-        """Send a prompt to the engine; returns its id for `cancel`, or None where it failed at once.
+        stream: bool = False,
+    ) -> Handle:
+        """Send a prompt to the engine.
 
         Args:
-            on_done: called once, with the completion (its `error` set if the prompt was at fault), or the death.
-            on_text: called with each new piece of text, for streaming.
-            sample: which of several completions of one prompt this is, a number or its row's id; each has its own seed.
-            on_step: called with each step's own output, before `on_text`: for timing, and log-probabilities as they come.
-            share: unless it is sampled, take the completion of an equal prompt that is under way or was done lately;
-                it is then called with that one's, without token ids, and cannot be cancelled.
+            sample: number or row id; each has its own seed, so that equal prompts get different sampled completions.
+            share: unless the parameters sample, compute equal prompts once. A shared completion has no token ids and
+                no log-probabilities.
+            stream: the handle's iterator gives pieces as they are generated. Not together with `share`.
         """
+        if share and stream:
+            raise ValueError("share and stream exclude each other")
         try:
             request = self._request(prompt, params, sample)
         except RequestError as error:
             self.stats.failed_rows += 1
-            on_done(Completion(error=str(error)))
-            return None
+            return Handle.finished(Completion(error=str(error)))
+        handle = Handle(self._drop, stream=stream)
+        handle.request_id = request.id
         before = request.prompt_ids if self.engine.continues_prompt else []
-        text = CompletionText(self.engine.tokenizer, before, params.stop_strings, on_text is not None)
-        key = share_key(prompt, params) if share and not params.sampling else None
-        sequence = _Sequence(request, text, on_done, on_text, on_step, key)
-        self._inbox.put(lambda: self._add(sequence))
-        if self._ended:
-            self._drain()
-        return request.id
-
-    def cancel(self, request_id: int) -> None:
-        """Drop a request; its slot is free from the next step on. Its callbacks are not called any more."""
-        self._inbox.put(lambda: self._cancel(request_id))
-
-    def expect_end(self) -> None:
-        """Say that no more prompts will come: the engine now takes the longest first, so that the tail is short."""
-        self.engine.ending = True
+        text = CompletionText(self.engine.tokenizer, before, params.stop_strings, stream)
+        key = dedup_key(prompt, params) if share and not params.sampling else None
+        sequence = _Sequence(request, text, [handle], key)
+        self._post(lambda: self._add(sequence, handle))
+        return handle
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> list[Completion]:
         """Complete prompts and wait; completions are in the prompts' order. Raises EngineDiedError."""
-        futures: list[Future[Completion]] = [Future() for _ in prompts]
-        for prompt, future in zip(prompts, futures, strict=True):
-            self.submit(prompt, params, lambda outcome, future=future: resolve(future, outcome))
-        return [future.result() for future in futures]
+        handles = [self.submit(prompt, params) for prompt in prompts]
+        return [handle.result() for handle in handles]
+
+    def expect_end(self) -> None:
+        """Announce that no more prompts will come: the engine starts the longest first, which shortens the tail."""
+        self.engine.ending = True
 
     def stalled_for(self) -> float:
-        """Seconds that the step under way has taken so far; 0 between steps."""
+        """Seconds since the current step began; 0 between steps."""
         started = self._step_started
         return 0.0 if started is None else time.monotonic() - started
 
     def close(self) -> None:
-        """Stop after the step under way and free the engine; requests still in it die."""
+        """Stop after the current step and free the engine. Unfinished requests fail with EngineDiedError."""
         self._closing = True
         self._inbox.put(lambda: None)
         if threading.current_thread() is not self._thread:  # a finalizer may run on any thread
@@ -123,13 +115,21 @@ class EngineLoop:
     def _request(self, prompt: Prompt, params: GenerationParams, sample: int | str) -> Request:
         tokenizer = self.engine.tokenizer
         ids = tokenizer.encode(prompt.text, add_special_tokens=not prompt.special_tokens_in_text)
-        if not ids:  # as transformers' generate: an empty prompt starts from the beginning-of-sequence token
+        if not ids:  # transformers' generate starts an empty prompt from the beginning-of-sequence token too
             if tokenizer.bos_id is None:
-                raise RequestError("prompt is empty, and the model has no token to begin with")
+                raise RequestError("the prompt is empty, and the model has no beginning-of-sequence token")
             ids = [tokenizer.bos_id]
         room = self.engine.room(params, len(ids))
         seed = params.row_seed(prompt.text, sample) if params.sampling else 0
         return Request(id=next(self._ids), prompt_ids=ids, max_new_tokens=room, params=params, seed=seed)
+
+    def _drop(self, handle: Handle) -> None:
+        self._post(lambda: self._cancel(handle))
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._inbox.put(action)
+        if self._ended:  # the loop's thread reads the inbox no more
+            self._drain()
 
     # --- the loop's own thread ---------------------------------------------------------------------------------
 
@@ -143,9 +143,9 @@ class EngineLoop:
         except BaseException as error:
             self._die(EngineDiedError(f"{type(error).__name__}: {error}"))
         self.engine.close()
-        while not (self._closing and self._inbox.empty()):  # requests that come later learn of the death too
+        while not (self._closing and self._inbox.empty()):  # later requests fail with the same error
             self._inbox.get()()
-        self._ended = True  # who submits from now on reads the inbox too
+        self._ended = True
         self._drain()
 
     def _drain(self) -> None:
@@ -164,8 +164,8 @@ class EngineLoop:
         unfinished = self.engine.num_unfinished
         outputs = self.engine.step()
         self._step_started = None
-        stats, running = self.stats, self.engine.num_running
-        stats.busy_seconds += time.monotonic() - started
+        now, stats, running = time.monotonic(), self.stats, self.engine.num_running
+        stats.busy_seconds += now - started
         stats.steps += 1
         if running >= FULL * self.engine.capacity:
             stats.full_steps += 1
@@ -173,56 +173,52 @@ class EngineLoop:
         stats.prefix_tokens = self.engine.prefix_tokens
         stats.running, stats.waiting = running, max(0, unfinished - running)
         for output in outputs:
-            self._advance(output)
+            self._advance(output, now)
 
-    def _add(self, sequence: _Sequence) -> None:
+    def _add(self, sequence: _Sequence, handle: Handle) -> None:
+        if handle.done():  # cancelled on its way in
+            return
         if self._died is not None:
-            sequence.on_done(self._died)
+            handle.finish(self._died)
             return
-        if sequence.key is not None and self._shares(sequence):
-            return
+        if sequence.key is not None:
+            recent = self._dedup.completion(sequence.key)
+            if recent is not None:
+                self._finish_shared(handle, recent)
+                return
+            leader = self._dedup.leader(sequence.key, sequence)
+            if leader is not sequence:
+                handle.request_id = leader.request.id
+                leader.handles.append(handle)
+                return
+        self._sequences[sequence.request.id] = sequence  # before `add`: if the engine dies there, `_die` finds it
         try:
             self.engine.add(sequence.request)
         except RequestError as error:
+            del self._sequences[sequence.request.id]
             self._finish(sequence, StepOutput(sequence.request.id, error=str(error)))
+
+    def _cancel(self, handle: Handle) -> None:
+        sequence = self._sequences.get(handle.request_id)
+        if sequence is None or handle not in sequence.handles:
             return
-        self._sequences[sequence.request.id] = sequence
-
-    def _shares(self, sequence: _Sequence) -> bool:
-        """Whether an equal prompt's completion serves this one; if not, it is the one that serves others."""
-        done = self._recent.get(sequence.key)
-        if done is not None:
-            self._serve(sequence.on_done, done)
-            return True
-        leader = self._leaders.setdefault(sequence.key, sequence)
-        if leader is not sequence:
-            leader.followers.append(sequence.on_done)
-        return leader is not sequence
-
-    def _serve(self, on_done: Callable[[Completion | EngineDiedError], None], completion: Completion) -> None:
-        stats = self.stats
-        stats.rows += 1
-        stats.shared_rows += 1
-        stats.failed_rows += completion.error is not None
-        stats.saved_prompt_tokens += completion.num_prompt_tokens
-        stats.saved_tokens += completion.num_generated_tokens
-        on_done(completion)
-
-    def _cancel(self, request_id: int) -> None:
-        sequence = self._sequences.get(request_id)
-        if sequence is None or sequence.key is not None or self._died is not None:
+        sequence.handles.remove(handle)
+        if sequence.handles:  # others wait for the same completion
             return
-        del self._sequences[request_id]
-        self.engine.cancel(request_id)
+        del self._sequences[handle.request_id]
+        self.engine.cancel(handle.request_id)
+        if sequence.key is not None:
+            self._dedup.finish(sequence.key)
 
-    def _advance(self, output: StepOutput) -> None:
+    def _advance(self, output: StepOutput, now: float) -> None:
         sequence = self._sequences.get(output.request_id)
         if sequence is None:
             return
+        leader = sequence.handles[0]
         sequence.num_generated += len(output.token_ids)
         sequence.logprobs.extend(output.logprobs)
-        if sequence.on_step is not None:
-            sequence.on_step(output)
+        if output.token_ids:
+            leader.count(len(output.token_ids), now)
         delta = sequence.text.push(output.token_ids)
         if sequence.text.stopped and output.finish_reason is None:
             self.engine.cancel(output.request_id)
@@ -231,8 +227,10 @@ class EngineLoop:
         if ended:
             delta += sequence.text.finish()
             del self._sequences[output.request_id]
-        if delta and sequence.on_text is not None:
-            sequence.on_text(delta)
+        if leader.streams:
+            wanted = sequence.request.params.logprobs is not None
+            tokens = zip(output.token_ids, output.logprobs if wanted else [], strict=False)
+            leader.push(delta, [(token, *logprob) for token, logprob in tokens])
         if ended:
             self._finish(sequence, output)
 
@@ -240,7 +238,7 @@ class EngineLoop:
         completion = Completion(num_prompt_tokens=len(sequence.request.prompt_ids), error=output.error)
         if output.error is None:
             completion.text = sequence.text.text
-            completion.finish_reason = "stop" if sequence.text.stopped else output.finish_reason
+            completion.finish_reason = "stop" if sequence.text.stopped else output.finish_reason or "stop"
             completion.num_generated_tokens = sequence.num_generated
             completion.token_ids = sequence.text.token_ids
             completion.logprobs = sequence.logprobs
@@ -249,32 +247,28 @@ class EngineLoop:
         stats.failed_rows += output.error is not None
         stats.prompt_tokens += completion.num_prompt_tokens
         stats.generated_tokens += completion.num_generated_tokens
-        sequence.on_done(completion)
-        if sequence.key is None:
-            return
-        self._leaders.pop(sequence.key, None)
-        lean = completion.without_tokens()
-        if completion.error is None:
-            self._recent.put(sequence.key, lean)
-        for follower in sequence.followers:
-            self._serve(follower, lean)
+        leader, *followers = sequence.handles
+        leader.finish(completion)
+        if sequence.key is not None:
+            lean = completion.without_tokens()
+            self._dedup.finish(sequence.key, lean)
+            for follower in followers:
+                self._finish_shared(follower, lean)
+
+    def _finish_shared(self, handle: Handle, completion: Completion) -> None:
+        stats = self.stats
+        stats.rows += 1
+        stats.shared_rows += 1
+        stats.failed_rows += completion.error is not None
+        stats.saved_prompt_tokens += completion.num_prompt_tokens
+        stats.saved_tokens += completion.num_generated_tokens
+        handle.finish(completion)
 
     def _die(self, error: EngineDiedError) -> None:
         self._died = error
         if self._on_death is not None and not self._closing:
             self._on_death(error)
         for sequence in self._sequences.values():
-            for on_done in (sequence.on_done, *sequence.followers):
-                on_done(error)
+            for handle in sequence.handles:
+                handle.finish(error)
         self._sequences.clear()
-        self._leaders.clear()
-
-
-def resolve(future: Future[Completion], outcome: Completion | EngineDiedError) -> None:
-    """Put an outcome into a future; one that its waiter has cancelled is left alone."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, EngineDiedError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import random
+import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfray.completion import Completion, Prompt
 from hfray.engines.base import Engine, GenerationParams, RequestError
 from hfray.engines.load import SEQ2SEQ, load_engine
-from hfray.errors import EngineDiedError
+from hfray.inference.handle import Handle, Piece, merge
 from hfray.inference.loop import EngineLoop
 from hfray.langchain.settings import (
     FORMAT,
@@ -143,95 +143,66 @@ class LocalPipeline:
 
     def complete(self, prompts: Sequence[str], call: Call) -> list[Completion]:
         """Complete prompts together; in their order. Raises RequestError at the first that fails, EngineDiedError."""
-        answers = _Answers(self.loop, prompts, call)
-        try:
-            answers.submit()
-            wait(answers.futures, return_when=FIRST_EXCEPTION)
-            failed = [f for f in answers.futures if f.done() and f.exception()]
-            return [future.result() for future in failed or answers.futures]
-        finally:
-            answers.leave()
+        with self._submitted(prompts, call) as handles:
+            for handle in as_completed(handles):
+                _checked(handle.result())
+            return [handle.result() for handle in handles]
 
     async def acomplete(self, prompts: Sequence[str], call: Call) -> list[Completion]:
         """As `complete`; a caller that is cancelled cancels its prompts."""
-        answers = _Answers(self.loop, prompts, call)
+        handles: list[Handle] = []
+        left = threading.Event()
         try:
-            await asyncio.to_thread(answers.submit)  # tokenizing takes long enough to hold up an event loop
-            return list(await asyncio.gather(*map(asyncio.wrap_future, answers.futures)))
+            # Tokenizing takes long enough to block an event loop.
+            await asyncio.to_thread(self._submit, prompts, call, handles, left)
+            async for _, piece in merge(handles):
+                if piece.completion is not None:
+                    _checked(piece.completion)
+            return [handle.result() for handle in handles]
         finally:
-            answers.leave()
+            left.set()
+            for handle in list(handles):
+                handle.cancel()
 
     def stream(self, prompt: str, call: Call) -> Iterator[str | Completion]:
-        """Pieces of text as they come, and at last the Completion; whoever leaves early frees the engine."""
-        pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        request_id = self.loop.submit(call.prompt(prompt), call.params, pieces.put, pieces.put, call.sample)
-        try:
-            while True:
-                piece = _checked(pieces.get())
-                yield piece
-                if isinstance(piece, Completion):
-                    return
-        finally:
-            self._cancel(request_id)
+        """Pieces of text as they come, and at last the Completion; a caller that leaves early frees the engine."""
+        with self._submitted([prompt], call, stream=True) as (handle,):
+            for piece in handle:
+                yield from _parts(piece)
 
     async def astream(self, prompt: str, call: Call) -> AsyncIterator[str | Completion]:
         """As `stream`."""
-        pieces: asyncio.Queue[Any] = asyncio.Queue()
-        here = asyncio.get_running_loop()
+        with self._submitted([prompt], call, stream=True) as (handle,):
+            async for piece in handle:
+                for part in _parts(piece):
+                    yield part
 
-        def put(piece: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the consumer's event loop is closed: nobody waits
-                here.call_soon_threadsafe(pieces.put_nowait, piece)
-
-        request_id = self.loop.submit(call.prompt(prompt), call.params, put, put, call.sample)
+    @contextlib.contextmanager
+    def _submitted(self, prompts: Sequence[str], call: Call, stream: bool = False) -> Iterator[list[Handle]]:
+        """The prompts' handles; at the end, what has not finished is cancelled."""
+        handles: list[Handle] = []
         try:
-            while True:
-                piece = _checked(await pieces.get())
-                yield piece
-                if isinstance(piece, Completion):
-                    return
+            self._submit(prompts, call, handles, stream=stream)
+            yield handles
         finally:
-            self._cancel(request_id)
+            for handle in handles:
+                handle.cancel()
 
-    def _cancel(self, request_id: int | None) -> None:
-        if request_id is not None:
-            self.loop.cancel(request_id)
-
-
-class _Answers:
-    """The completions of one call's prompts, as futures."""
-
-    def __init__(self, loop: EngineLoop, prompts: Sequence[str], call: Call) -> None:
-        self.futures: list[Future[Completion]] = [Future() for _ in prompts]
-        self._loop, self._prompts, self._call = loop, prompts, call
-        self._ids: list[int] = []
-        self._left = False
-
-    def submit(self) -> None:
-        """Send the prompts to the engine; stops when the caller has left meanwhile."""
-        for text, future in zip(self._prompts, self.futures, strict=True):
-            if self._left:
-                break
-            request_id = self._loop.submit(
-                self._call.prompt(text),
-                self._call.params,
-                lambda outcome, future=future: _settle(future, outcome),
-                sample=self._call.sample,
-            )
-            if request_id is not None:
-                self._ids.append(request_id)
-        if self._left:
-            self.leave()
-
-    def leave(self) -> None:
-        """Cancel what is not finished."""
-        self._left = True
-        if all(future.done() and not future.cancelled() for future in self.futures):
-            return
-        for future in self.futures:
-            future.cancel()
-        for request_id in list(self._ids):
-            self._loop.cancel(request_id)
+    def _submit(
+        self,
+        prompts: Sequence[str],
+        call: Call,
+        handles: list[Handle],
+        left: threading.Event | None = None,
+        stream: bool = False,
+    ) -> None:
+        """Send prompts to the engine; stops if the caller leaves meanwhile."""
+        for text in prompts:
+            handles.append(self.loop.submit(call.prompt(text), call.params, sample=call.sample, stream=stream))
+            if left is not None and left.is_set():
+                for handle in handles:
+                    handle.cancel()
+                return
 
 
 def _listed(value: Any) -> list[Any]:
@@ -245,18 +216,14 @@ def tidy(text: str) -> str:
     return text
 
 
-def _checked(outcome: Any) -> Any:
-    if isinstance(outcome, EngineDiedError):
-        raise outcome
-    if isinstance(outcome, Completion) and outcome.error is not None:
-        raise RequestError(outcome.error)
-    return outcome
+def _parts(piece: Piece) -> Iterator[str | Completion]:
+    if piece.text:
+        yield piece.text
+    if piece.completion is not None:
+        yield _checked(piece.completion)
 
 
-def _settle(future: Future[Completion], outcome: Completion | EngineDiedError) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(_checked(outcome))
-    except (EngineDiedError, RequestError) as error:
-        future.set_exception(error)
+def _checked(completion: Completion) -> Completion:
+    if completion.error is not None:
+        raise RequestError(completion.error)
+    return completion

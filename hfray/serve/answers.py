@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from hfray.completion import Completion
 from hfray.engines.base import Tokenizer
-from hfray.serve.request import Token
+from hfray.inference.handle import Token
 
 FinishReason = Literal["stop", "length"]
 Chunk = TypeVar("Chunk", TextCompletion, ChatCompletionChunk)

@@ -45,13 +45,13 @@ class ServiceMetrics:
     def observe(self, session: Session) -> None:
         """Count the tokens and times of a request; call once, at its end."""
         self.prompt_tokens.inc(session.prompt_tokens)
-        for timing in session.timings:
-            if timing.first is None:
+        for handle in session.handles:
+            if handle.first_token is None or handle.last_token is None:
                 continue
-            self.generated_tokens.inc(timing.tokens)
-            self.first_token.observe(timing.first - session.started)
-            if timing.tokens > 1:
-                self.per_token.observe((timing.last - timing.first) / (timing.tokens - 1))
+            self.generated_tokens.inc(handle.num_tokens)
+            self.first_token.observe(handle.first_token - session.started)
+            if handle.num_tokens > 1:
+                self.per_token.observe((handle.last_token - handle.first_token) / (handle.num_tokens - 1))
 
     def collect(self) -> list[Metric]:
         """The current values of all metrics."""

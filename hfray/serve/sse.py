@@ -12,10 +12,11 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from pydantic import BaseModel
 
 from hfray.errors import EngineDiedError
+from hfray.inference.handle import Piece
 from hfray.serve import answers, protocol
 from hfray.serve.answers import dump
 from hfray.serve.errors import ApiError, engine_died, error_body
-from hfray.serve.request import Piece, Session
+from hfray.serve.request import Session
 
 DONE = b"data: [DONE]\n\n"
 
@@ -25,11 +26,11 @@ async def stream_text(
 ) -> AsyncIterator[bytes]:
     sent: dict[int, int] = {}
 
-    def parts(piece: Piece) -> list[Any]:
-        reason = piece.outcome.finish_reason if piece.outcome else None
-        offset = sent.get(piece.index, 0)
-        sent[piece.index] = offset + len(piece.text)
-        return [answers.text_chunk(header, piece.index, piece.text, piece.tokens, reason, offset)]
+    def parts(index: int, piece: Piece) -> list[Any]:
+        reason = piece.completion.finish_reason if piece.completion else None
+        offset = sent.get(index, 0)
+        sent[index] = offset + len(piece.text)
+        return [answers.text_chunk(header, index, piece.text, piece.tokens, reason, offset)]
 
     async for event in _stream(session, header, body, parts, TextCompletion, "text_completion"):
         yield event
@@ -38,17 +39,17 @@ async def stream_text(
 async def stream_chat(session: Session, header: answers.Header, body: protocol.ChatRequest) -> AsyncIterator[bytes]:
     begun: set[int] = set()
 
-    def parts(piece: Piece) -> list[Any]:
+    def parts(index: int, piece: Piece) -> list[Any]:
         chunks = []
-        if piece.index not in begun:
-            begun.add(piece.index)
-            chunks.append(answers.chat_chunk(header, piece.index, ChoiceDelta(role="assistant", content=""), []))
+        if index not in begun:
+            begun.add(index)
+            chunks.append(answers.chat_chunk(header, index, ChoiceDelta(role="assistant", content=""), []))
         if piece.text or piece.tokens:
             delta = ChoiceDelta(content=piece.text)
-            chunks.append(answers.chat_chunk(header, piece.index, delta, piece.tokens))
-        if piece.outcome is not None:
-            reason = piece.outcome.finish_reason
-            chunks.append(answers.chat_chunk(header, piece.index, ChoiceDelta(), [], reason))
+            chunks.append(answers.chat_chunk(header, index, delta, piece.tokens))
+        if piece.completion is not None:
+            reason = piece.completion.finish_reason
+            chunks.append(answers.chat_chunk(header, index, ChoiceDelta(), [], reason))
         return chunks
 
     async for event in _stream(session, header, body, parts, ChatCompletionChunk, "chat.completion.chunk"):
@@ -59,20 +60,20 @@ async def _stream(
     session: Session,
     header: answers.Header,
     body: protocol.GenerationRequest,
-    parts: Callable[[Piece], list[Any]],
+    parts: Callable[[int, Piece], list[Any]],
     kind: type[Any],
     name: str,
 ) -> AsyncIterator[bytes]:
     """Server-sent events of a request; an error is an event too, and then the last."""
     ended: dict[int, Any] = {}
     try:
-        async for piece in session.pieces():
-            if piece.outcome is not None:
-                ended[piece.index] = piece.outcome
-                if piece.outcome.error is not None:
-                    yield _event(error_body(ApiError(400, piece.outcome.error)))
+        async for index, piece in session.pieces():
+            if piece.completion is not None:
+                ended[index] = piece.completion
+                if piece.completion.error is not None:
+                    yield _event(error_body(ApiError(400, piece.completion.error)))
                     return
-            yield b"".join([_event(part) for part in parts(piece)])
+            yield b"".join([_event(part) for part in parts(index, piece)])
     except EngineDiedError:
         yield _event(error_body(engine_died()))
         return
@@ -85,10 +86,10 @@ async def _stream(
 async def stream_record(session: Session, fault: str | None, finished: Callable[[Any], Any]) -> AsyncIterator[bytes]:
     outcome = None
     try:
-        async for piece in session.pieces() if fault is None else _nothing():
+        async for _, piece in session.pieces() if fault is None else _nothing():
             if piece.text:
                 yield _event({"text": piece.text})
-            outcome = piece.outcome or outcome
+            outcome = piece.completion or outcome
         yield _event({"row": finished(outcome)})
     except EngineDiedError:
         yield _event(error_body(engine_died()))
@@ -96,9 +97,9 @@ async def stream_record(session: Session, fault: str | None, finished: Callable[
     yield DONE
 
 
-async def _nothing() -> AsyncIterator[Piece]:
-    for piece in ():
-        yield piece
+async def _nothing() -> AsyncIterator[tuple[int, Piece]]:
+    for event in ():
+        yield event
 
 
 def _event(content: Any) -> bytes:

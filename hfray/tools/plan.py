@@ -6,24 +6,26 @@ Writes nothing but the model cache: the output folder is looked at, and not made
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections import Counter
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from hfray.completion import Completion, Prompt
+from hfray.completion import Prompt
 from hfray.config.batch import BatchSettings
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
 from hfray.data.readers import read_slice
 from hfray.data.table import Table
-from hfray.errors import RequestError, SettingsError
-from hfray.inference.loop import EngineDiedError
+from hfray.errors import EngineDiedError, RequestError, SettingsError
 from hfray.runs.contents import Lengths
+
+if TYPE_CHECKING:
+    from hfray.inference.worker import Worker
 
 SAMPLE_ROWS = 1000  # prompts that are rendered and counted
 BLOCK_ROWS, BLOCKS = 1024, 48  # what the sample is drawn from: these blocks, spread over the table's slices
@@ -172,7 +174,7 @@ def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Tr
     return trial
 
 
-def _render(settings: BatchSettings, worker: Any, rows: pa.Table, trial: Trial) -> list[Prompt]:
+def _render(settings: BatchSettings, worker: Worker, rows: pa.Table, trial: Trial) -> list[Prompt]:
     """The prompts that the engine would take, their tokens counted; the others' faults are counted too."""
     engine, prompts = worker.loop.engine, []
     trial.context_length = engine.context_length
@@ -195,63 +197,32 @@ def _render(settings: BatchSettings, worker: Any, rows: pa.Table, trial: Trial) 
     return prompts
 
 
-def _run(settings: BatchSettings, worker: Any, prompts: list[Prompt], trial: Trial) -> None:
-    """Run prompts and take the engine's pace while it is full.
+def _run(settings: BatchSettings, worker: Worker, prompts: list[Prompt], trial: Trial) -> None:
+    """Run prompts and measure the engine's pace while it is full.
 
-    The text that comes is counted as it comes; once no prompt waits any more, the engine drains, and its pace says
-    nothing about a long run's.
+    Once no prompt waits any more, the engine drains, and its pace says nothing about a long run's.
     """
-    watch = _Watch(len(prompts), keep_full=len(prompts) - worker.loop.engine.capacity)
-    for i, prompt in enumerate(prompts):
-        worker.loop.submit(prompt, settings.params, lambda outcome, i=i: watch.done(i, outcome), watch.text)
-    watch.wait(TRY_SECONDS)
-    trial.tried, trial.seconds = len(prompts), watch.seconds
-    for i, outcome in sorted(watch.outcomes.items()):
-        if isinstance(outcome, EngineDiedError):
-            raise outcome
-        if outcome.error is not None:
-            trial.errors[outcome.error] += 1
+    started, finished = time.monotonic(), []
+    handles = [worker.loop.submit(prompt, settings.params) for prompt in prompts]
+    full: tuple[float, int] | None = None  # seconds and generated tokens at the end of the full time
+    try:
+        for handle in as_completed(handles, timeout=TRY_SECONDS):
+            finished.append(handle)
+            if len(finished) == len(prompts) - worker.loop.engine.capacity:
+                full = time.monotonic() - started, sum(handle.num_tokens for handle in handles)
+    except TimeoutError:  # only what has come by now counts
+        full = full or (time.monotonic() - started, sum(handle.num_tokens for handle in handles))
+    trial.tried, trial.seconds = len(prompts), time.monotonic() - started
+    tokens = 0
+    for prompt, handle in [pair for pair in zip(prompts, handles, strict=True) if pair[1] in finished]:
+        completion = handle.result()
+        if completion.error is not None:
+            trial.errors[completion.error] += 1
             continue
         trial.finished += 1
-        trial.generated_tokens += outcome.num_generated_tokens
+        tokens += completion.num_generated_tokens
         if len(trial.examples) < EXAMPLES:
-            trial.examples.append((prompts[i].text, outcome.text or "", outcome.finish_reason))
-    trial.tokens_per_second = watch.tokens_per_second()
-
-
-class _Watch:
-    """Completions and text as they come, from the loop's thread."""
-
-    def __init__(self, expected: int, keep_full: int) -> None:
-        self.outcomes: dict[int, Completion | EngineDiedError] = {}
-        self.seconds = 0.0
-        self._expected, self._keep_full = expected, keep_full
-        self._characters = 0
-        self._full: tuple[float, int] | None = None  # seconds and characters at the end of the full time
-        self._started, self._all = time.monotonic(), threading.Event()
-
-    def text(self, delta: str) -> None:
-        self._characters += len(delta)
-
-    def done(self, number: int, outcome: Completion | EngineDiedError) -> None:
-        self.outcomes[number] = outcome
-        self.seconds = time.monotonic() - self._started
-        if len(self.outcomes) == self._keep_full:
-            self._full = self.seconds, self._characters
-        if len(self.outcomes) == self._expected or isinstance(outcome, EngineDiedError):
-            self._all.set()
-
-    def wait(self, seconds: float) -> None:
-        """Until all are done, or so long; then only what has come by now counts."""
-        if self._expected and not self._all.wait(seconds):
-            self.seconds = time.monotonic() - self._started
-            self._full = self._full or (self.seconds, self._characters)
-        self.outcomes = dict(self.outcomes)
-
-    def tokens_per_second(self) -> float:
-        """Generated tokens in a second of the full time, or of all of it where the engine was never full."""
-        good = [o for o in self.outcomes.values() if isinstance(o, Completion) and o.error is None]
-        tokens, characters = sum(o.num_generated_tokens for o in good), sum(len(o.text or "") for o in good)
-        if self._full and self._full[0] and characters:
-            return self._full[1] * tokens / characters / self._full[0]
-        return tokens / self.seconds if self.seconds else 0.0
+            trial.examples.append((prompt.text, completion.text or "", completion.finish_reason))
+    trial.generated_tokens = tokens
+    seconds, counted = full if full and full[1] else (trial.seconds, tokens)
+    trial.tokens_per_second = counted / seconds if seconds else 0.0

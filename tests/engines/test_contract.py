@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import Future
 
 import pytest
 import torch
@@ -111,13 +108,14 @@ def test_a_stop_string_ends_the_row_and_is_not_in_its_text(loop, request):
 
 
 def test_streamed_pieces_make_the_whole_text(loop):
-    params, pieces = GenerationParams(max_new_tokens=20, temperature=0), []
+    params = GenerationParams(max_new_tokens=20, temperature=0)
     whole = loop.generate(PROMPTS[:1], params)[0].text
-    done = threading.Event()
-    loop.submit(PROMPTS[0], params, lambda _: done.set(), pieces.append)
-    assert done.wait(60)
-    assert "".join(pieces) == whole
-    assert len(pieces) > 1
+    handle = loop.submit(PROMPTS[0], params, stream=True)
+    pieces = list(handle)
+    assert "".join(piece.text for piece in pieces) == whole
+    assert pieces[-1].completion.text == whole
+    assert handle.submitted <= handle.first_token <= handle.last_token
+    assert handle.num_tokens == handle.result().num_generated_tokens
 
 
 def test_a_prompt_too_long_fails_alone_and_says_both_lengths(loop):
@@ -161,17 +159,14 @@ def test_equal_prompts_are_generated_once(loop):
 
 
 def _shared(loop, params):
-    futures = [Future() for _ in range(3 * len(PROMPTS))]
-    for i, future in enumerate(futures):
-        loop.submit(PROMPTS[i // 3], params, future.set_result, share=True)
-    return [future.result(timeout=60).text for future in futures]
+    handles = [loop.submit(PROMPTS[i // 3], params, share=True) for i in range(3 * len(PROMPTS))]
+    return [handle.result(timeout=60).text for handle in handles]
 
 
 def test_a_shared_prompt_that_fails_tells_all_who_share_it(loop):
-    futures = [Future() for _ in range(3)]
-    for future in futures:
-        loop.submit(Prompt("word " * 200), GenerationParams(temperature=0), future.set_result, share=True)
-    assert all("128" in future.result(timeout=60).error for future in futures)
+    prompt, params = Prompt("word " * 200), GenerationParams(temperature=0)
+    handles = [loop.submit(prompt, params, share=True) for _ in range(3)]
+    assert all("128" in handle.result(timeout=60).error for handle in handles)
 
 
 @pytest.mark.parametrize("name", ["transformers-gpt2", "openvino-gpt2", "vllm-llama", "paged-llama"])
@@ -211,15 +206,15 @@ def test_prefixes_are_found_in_whole_blocks_and_the_oldest_forgotten():
 
 
 def test_cancelling_frees_the_engine(loop):
-    params, seen = GenerationParams(max_new_tokens=100, temperature=0, ignore_eos=True), []
-    ids = [loop.submit(prompt, params, seen.append) for prompt in PROMPTS]
-    for request_id in ids[1:]:
-        loop.cancel(request_id)
+    params = GenerationParams(max_new_tokens=100, temperature=0, ignore_eos=True)
+    first, *others = [loop.submit(prompt, params) for prompt in PROMPTS]
+    for handle in others:
+        handle.cancel()
     completion = loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=2, temperature=0))[0]
     assert completion.error is None
-    while loop.engine.num_unfinished or not seen:  # the engine is done with a row before its caller knows
-        time.sleep(0.01)
-    assert len(seen) == 1
+    assert first.result(timeout=60).num_generated_tokens == 100
+    assert all(handle.cancelled() for handle in others)
+    assert loop.engine.num_unfinished == 0
 
 
 def test_what_paged_cannot_do_is_said(request):
