@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -43,6 +44,8 @@ def settings_of(kind: type[T], doc: str | None, argv: list[str] | None = None) -
 def run(main: Callable[[], int]) -> None:
     """Call a command's main and exit with its code; SIGTERM (`ray job stop`) counts as Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: an ASCII terminal must not end the command
     try:
         code = main()
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""What a command ends with, for people: the summary of a run, or the plan of one."""
+"""What a command prints at its end: the summary of a run, or a plan."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ SNIPPET = 160  # characters of a prompt or an answer
 
 def print_summary(summary: Summary, file: TextIO) -> None:
     """Print the summary of a run."""
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    console = _console(file)
     written = summary.written
     if summary.message:
-        console.print(summary.message, markup=False)
+        console.print(summary.message)
     if written.rows:
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in _lines(summary):
             table.add_row(name, value)
         console.print(table)
         _print_examples(console, [(sample["prompt"], sample["generated_text"]) for sample in written.samples[:3]])
-    console.print(f"output: {summary.output}", markup=False)
-    console.print(f"report: {summary.output.rstrip('/')}/_hfray/report.html", markup=False)
+    console.print(f"output: {summary.output}")
+    console.print(f"report: {summary.output.rstrip('/')}/_hfray/report.html")
+
+
+def _console(file: TextIO) -> Console:
+    """A console that prints texts of rows literally: `[/INST]` is no markup, and `:smile:` is no emoji."""
+    return Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_plan(plan: Plan, file: TextIO) -> None:
-    """Print what a run would be."""
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    """Print a plan: the prompts, what one worker made of a sample, and estimates."""
+    console = _console(file)
     trial = plan.trial
     if not trial.sampled:
         console.print(f"rows: {plan.rows:,}, and all of them are done; there is nothing to run")
@@ -44,14 +49,14 @@ def print_plan(plan: Plan, file: TextIO) -> None:
         table.add_row(name, value)
     console.print(table)
     _print_estimates(console, plan)
-    console.print("This was a plan: nothing was written. Run the command without plan=true to do it.")
+    console.print("This was a plan: nothing was written. Run the command without plan=true to start the run.")
 
 
 def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
     trial, prompts = plan.trial, plan.trial.prompts
     rows = f"{plan.rows:,}" + (f", {plan.done:,} of them done; {plan.pending:,} to do" if plan.done else "")
     share = trial.too_long / trial.sampled
-    context = f"{trial.context_length:,} tokens" if trial.context_length else "no bound"
+    context = f"{trial.context_length:,} tokens" if trial.context_length else "unlimited"
     lengths = (
         f"median {prompts.quantile(0.5):,}, 95th percentile {prompts.quantile(0.95):,}, longest {prompts.longest:,}"
     )
@@ -83,13 +88,14 @@ def _print_estimates(console: Console, plan: Plan) -> None:
     for heading in ("workers", "time", *(["cost"] if plan.price is not None else [])):
         table.add_column(heading, justify="right")
     for workers in WORKERS:
-        cost = [] if plan.price is None else [_price(plan.cost(workers))]
-        table.add_row(str(workers), coarse(plan.estimate(workers)), *cost)
+        seconds, cost = plan.estimate(workers), plan.cost(workers)
+        if seconds is not None:
+            table.add_row(str(workers), coarse(seconds), *([] if cost is None else [_price(cost)]))
     console.print(table)
     if plan.trial.too_long or plan.trial.errors:
-        console.print("Rows that fail take hardly any time; they are counted as if they did.", style="dim")
+        console.print("Failing rows take almost no time; the estimate counts them like other rows.", style="dim")
     console.print(
-        "Each worker is taken to have as much of a machine as the one tried here had for itself.", style="dim"
+        "The estimate assumes that each worker has as much of a machine as the worker tried here.", style="dim"
     )
 
 
@@ -100,8 +106,8 @@ def _price(cost: float) -> str:
 def _print_examples(console: Console, examples: list[tuple[str | None, str | None]]) -> None:
     for prompt, text in examples:
         console.rule(style="dim")
-        console.print(_snippet(prompt), style="dim", markup=False)
-        console.print(_snippet(text), markup=False)
+        console.print(_snippet(prompt), style="dim")
+        console.print(_snippet(text))
     console.rule(style="dim")
 
 
