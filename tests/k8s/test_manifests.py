@@ -1,4 +1,4 @@
-"""The manifests under k8s/: both schemas, the rules that these miss, and the names that the project must have."""
+"""The manifests under k8s/: both schemas, rules that the schemas miss, and names that the project must have."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pod_templates(name: str) -> dict[str, dict]:
 
 
 def as_json_schema(node):
-    """An OpenAPI v3 structural schema as JSON schema, strict as kubectl: no key that the schema does not know."""
+    """An OpenAPI v3 structural schema as a JSON schema, as strict as kubectl: unknown keys are errors."""
     if isinstance(node, list):
         return [as_json_schema(item) for item in node]
     if not isinstance(node, dict):
@@ -74,7 +74,7 @@ def crd_errors(document: dict) -> list[str]:
     return [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(document)]
 
 
-needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not there (../shared/crds)")
+needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are missing (../shared/crds)")
 
 
 @needs_crds
@@ -105,7 +105,7 @@ def test_kubernetes_schema(name):
         validate.validate(pod | {"spec": template["spec"]}, version, strict=True)
 
 
-# --- what KubeRay's own validation asks for beyond its schema ------------------------------------------------------
+# --- rules of KubeRay's validation beyond its schema ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -113,13 +113,13 @@ def test_job_rules(name):
     spec = resource(name)["spec"]
     assert spec["entrypoint"].strip()
     assert spec["submissionMode"] in {"K8sJobMode", "HTTPMode", "SidecarMode"}
-    assert spec["shutdownAfterJobFinishes"] is True  # else ttlSecondsAfterFinished is refused
+    assert spec["shutdownAfterJobFinishes"] is True  # KubeRay refuses ttlSecondsAfterFinished without it
     assert spec["ttlSecondsAfterFinished"] > 0
     assert spec["activeDeadlineSeconds"] > 0
     assert spec["preRunningDeadlineSeconds"] > 0
     assert spec["backoffLimit"] >= 1
-    assert "clusterSelector" not in spec  # not together with backoffLimit
-    assert "deletionStrategy" not in spec  # not together with shutdownAfterJobFinishes
+    assert "clusterSelector" not in spec  # KubeRay refuses it together with backoffLimit
+    assert "deletionStrategy" not in spec  # KubeRay refuses it together with shutdownAfterJobFinishes
     assert len(resource(name)["metadata"]["name"]) <= 47
     assert spec["submitterPodTemplate"]["spec"]["restartPolicy"] == "Never"
 
@@ -137,10 +137,12 @@ def test_cluster_rules(name):
     for group in cluster["workerGroupSpecs"]:
         assert 0 <= group["minReplicas"] <= group["maxReplicas"]
         assert group["labels"]
-        assert "labels" not in group["rayStartParams"]  # they belong in the group's own field
+        assert "labels" not in group["rayStartParams"]  # labels belong in the group's own field
         assert len(group["groupName"]) <= 30
     for part, template in pod_templates(name).items():
-        assert template["spec"]["restartPolicy"] == "Never", part  # the autoscaler's v2 replaces pods, not containers
+        assert template["spec"]["restartPolicy"] == "Never", (
+            part
+        )  # version 2 of the autoscaler replaces pods, not containers
     values = [v for g in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]] for v in g["rayStartParams"].values()]
     assert all(isinstance(value, str) for value in values)
 
@@ -158,11 +160,34 @@ def test_pods_are_locked_down(name):
             assert container["securityContext"] == locked, part
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
             assert set(mounts.values()) <= volumes
-            assert "/tmp" in mounts, part  # the root cannot be written
+            assert "/tmp" in mounts, part  # the root file system is read-only
             assert container["resources"]["limits"] == container["resources"]["requests"] or part == "submitter"
             for variable in container["env"]:
                 secret = re.search("KEY|TOKEN|SECRET", variable["name"])
-                assert not (secret and "value" in variable), "a secret stands in the manifest"
+                assert not (secret and "value" in variable), "the manifest contains a secret"
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_only_the_head_has_a_kubernetes_token(name):
+    for part, template in pod_templates(name).items():
+        assert template["spec"].get("automountServiceAccountToken", True) is (part == "head"), part  # its autoscaler
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_network_policy_closes_rays_ports(name):
+    (policy,) = [document["spec"] for document in documents(name) if document["kind"] == "NetworkPolicy"]
+    assert policy["policyTypes"] == ["Ingress"]
+    own = policy["podSelector"]["matchLabels"]
+    for part, template in pod_templates(name).items():
+        assert own.items() <= template["metadata"]["labels"].items(), part
+    others = [rule for rule in policy["ingress"] if rule["from"] != [{"podSelector": {"matchLabels": own}}]]
+    assert len(others) == len(policy["ingress"]) - 1
+    opened = {port["port"] for rule in others for port in rule["ports"]}
+    assert opened == ({8265, 8000} if name == "rayservice" else {8265})
+    for rule in others:  # the dashboard, which starts jobs, is open to the operator alone
+        operator = [peer["podSelector"].get("matchLabels") for peer in rule["from"]]
+        operator_only = operator == [{"app.kubernetes.io/name": "kuberay-operator"}]
+        assert operator_only or {port["port"] for port in rule["ports"]} == {8000}
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -183,7 +208,7 @@ def test_ray_pods_have_what_an_engine_needs(name):
         assert set(claims) <= there
 
 
-# --- the project's own names -----------------------------------------------------------------------------------
+# --- names of this project -----------------------------------------------------------------------------------
 
 
 def job_settings(name: str):
@@ -201,7 +226,7 @@ def test_job_commands_compose(name):
     from hfray.cluster.pools import worker_gpus
 
     settings = job_settings(name)
-    assert settings.input.path.startswith("s3://")  # no pod's own disk
+    assert settings.input.path.startswith("s3://")  # not on a pod's disk
     assert settings.output.path.startswith("s3://")
     for pool in settings.pools.values():
         chosen = [
@@ -211,7 +236,7 @@ def test_job_commands_compose(name):
         ]
         (group,) = chosen
         low, high = pool.workers.bounds
-        assert low == 1  # the pool starts with the first node, not with the last
+        assert low == 1  # the pool starts with its first node and does not wait for all
         assert high == group["maxReplicas"]
         container = group["template"]["spec"]["containers"][0]
         limits = container["resources"]["limits"]
@@ -262,6 +287,9 @@ def test_dockerfiles_name_what_exists(dockerfile):
     for line in re.findall(r"^COPY (.*)$", text, re.M):
         for path in line.split()[:-1]:
             assert (ROOT / path).exists(), path
+    assert re.search(r"^ARG PYTHON_IMAGE=python:\S+$\nFROM \$\{PYTHON_IMAGE\}$", text, re.M)  # a digest can be given
+    assert "constraints.txt" in re.search(r"^COPY (.*)$", text, re.M)[1]
+    assert "--constraint constraints.txt" in re.search(r"^RUN pip install (.*)$", text, re.M)[1]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.search(r"^ARG EXTRAS=([\w,]+)$", text, re.M)[1].split(",")) <= extras.keys()
     assert f"=={ray.__version__}" in text
