@@ -1,0 +1,37 @@
+"""The Markdown pages themselves: links, Python blocks, the length of the README."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.docs.markdown import LINK, PAGES, ROOT, anchors, blocks
+
+GENERATED = ROOT / "docs" / "settings.md"  # a command writes it; its own test says whether it is fresh
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page):
+    for match in LINK.finditer(page.read_text()):
+        target, _, anchor = match["target"].partition("#")
+        if target.startswith(("http:", "https:")):
+            continue
+        other = (page.parent / target).resolve() if target else page
+        assert other.exists() or other == GENERATED, match["target"]
+        if anchor:
+            assert anchor in anchors(other), match["target"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_blocks_are_python(page):
+    for block in blocks(page, "python"):
+        ast.parse(block.text)
+
+
+def test_the_readme_is_a_front_door():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert (ROOT / "docs" / "report.png").stat().st_size < 200_000
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in (ROOT / "README.md").read_text(), page.name
