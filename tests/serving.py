@@ -1,4 +1,4 @@
-"""A server in a process of its own, as its users start it, for the tests of the online service."""
+"""A server in its own process, as users start it, for the tests of the online service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.processes import WAIT_SECONDS
 
 
 def free_port() -> int:
-    """A port that nothing listens on, and that no system gives away by itself: Ray's many would have it before us."""
+    """A free port outside the range that the system assigns by itself: Ray's processes could take such a port first."""
     while True:
         port = random.randrange(20_000, 32_768)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -41,7 +41,7 @@ class Server:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
     def wait_for(self, name: str, value: float, seconds: float = WAIT_SECONDS) -> float:
-        """Seconds until a metric has a value."""
+        """Wait until a metric has a value; returns the seconds."""
         started = time.monotonic()
         while self.metric(name) != value:
             assert time.monotonic() - started < seconds, f"{name} is {self.metric(name)}, not {value}"
@@ -51,7 +51,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(*overrides: str, seconds: float = WAIT_SECONDS) -> Iterator[Server]:
-    """A server with `overrides`, ready; interrupted at the end, as at a terminal."""
+    """A running server with `overrides`; it is interrupted at the end, as at a terminal."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

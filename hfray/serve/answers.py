@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from hfray.completion import Completion
 from hfray.engines.base import Tokenizer
 from hfray.inference.handle import Token
+from hfray.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
 
 FinishReason = Literal["stop", "length"]
 Chunk = TypeVar("Chunk", TextCompletion, ChatCompletionChunk)
@@ -59,26 +60,26 @@ def usage(completions: Sequence[Completion], samples: int) -> CompletionUsage:
     return CompletionUsage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
 
 
-def text_completion(header: Header, completions: Sequence[Completion], samples: int) -> TextCompletion:
+def text_completion(header: Header, completions: Sequence[Completion], body: CompletionRequest) -> TextCompletion:
     """The answer of /v1/completions."""
     choices = [
         CompletionChoice(
             index=index,
             text=completion.text or "",
             finish_reason=cast(FinishReason, completion.finish_reason),
-            logprobs=text_logprobs(header.tokenizer, tokens_of(completion)),
+            logprobs=text_logprobs(header.tokenizer, tokens_of(completion, body)),
         )
         for index, completion in enumerate(completions)
     ]
-    counts = usage(completions, samples)
+    counts = usage(completions, body.samples)
     return TextCompletion(object="text_completion", choices=choices, usage=counts, **header.plain())
 
 
-def chat_completion(header: Header, completions: Sequence[Completion], samples: int) -> ChatCompletion:
+def chat_completion(header: Header, completions: Sequence[Completion], body: ChatRequest) -> ChatCompletion:
     """The answer of /v1/chat/completions."""
     choices = []
     for index, completion in enumerate(completions):
-        logprobs = chat_logprobs(header.tokenizer, tokens_of(completion))
+        logprobs = chat_logprobs(header.tokenizer, tokens_of(completion, body))
         choices.append(
             Choice(
                 index=index,
@@ -87,7 +88,7 @@ def chat_completion(header: Header, completions: Sequence[Completion], samples: 
                 logprobs=ChoiceLogprobs(content=logprobs) if logprobs else None,
             )
         )
-    counts = usage(completions, samples)
+    counts = usage(completions, body.samples)
     return ChatCompletion(object="chat.completion", choices=choices, usage=counts, **header.plain())
 
 
@@ -121,8 +122,10 @@ def usage_chunk(kind: type[Chunk], name: str, header: Header, counts: Completion
     return kind.construct(object=name, choices=[], usage=counts, **header.plain())
 
 
-def tokens_of(completion: Completion) -> list[Token]:
-    """The tokens of a completion with their log-probabilities; empty if the engine reported none."""
+def tokens_of(completion: Completion, body: GenerationRequest) -> list[Token]:
+    """The tokens of a completion with their log-probabilities; empty if the request does not ask for them."""
+    if body.wants_logprobs is None:
+        return []
     return [(token, *logprob) for token, logprob in zip(completion.token_ids, completion.logprobs, strict=False)]
 
 

@@ -90,7 +90,7 @@ def _add_generation(api: FastAPI, service: Service) -> None:
         session, header = await _start(service, request, body, render, len(body.prompts), "cmpl")
         if body.stream:
             return StreamingResponse(stream_text(session, header, body), media_type=STREAM)
-        return _json(answers.text_completion(header, await _completions(session), body.samples))
+        return _json(answers.text_completion(header, await _completions(session), body))
 
     @api.post("/v1/chat/completions", responses=STREAMED, response_model=ChatCompletion)
     async def chat(body: protocol.ChatRequest, request: Request) -> Response:
@@ -100,7 +100,7 @@ def _add_generation(api: FastAPI, service: Service) -> None:
         session, header = await _start(service, request, body, render, 1, "chatcmpl")
         if body.stream:
             return StreamingResponse(stream_chat(session, header, body), media_type=STREAM)
-        return _json(answers.chat_completion(header, await _completions(session), body.samples))
+        return _json(answers.chat_completion(header, await _completions(session), body))
 
 
 def _add_records(api: FastAPI, service: Service) -> None:
@@ -115,6 +115,8 @@ def _add_records(api: FastAPI, service: Service) -> None:
         With `stream=true` the answer is server-sent events: `{"text": ...}` as the text is generated, then
         `{"row": ...}`.
         """
+        if protocol.nesting(record) > protocol.MAX_DEPTH:
+            raise ApiError(400, f"the record is nested deeper than {protocol.MAX_DEPTH} levels")
         try:
             row = rows.read(record)
         except ValueError as error:
@@ -144,8 +146,14 @@ def _add_records(api: FastAPI, service: Service) -> None:
 def _add_operations(api: FastAPI, service: Service) -> None:
     # `prompt_columns` names the columns that /v1/records needs; the web page reads it.
     columns = service.worker.prompts.variables
+    context_length = service.worker.loop.engine.context_length
     model = Model.construct(
-        id=service.model_name, created=int(time.time()), object="model", owned_by="hfray", prompt_columns=columns
+        id=service.model_name,
+        created=int(time.time()),
+        object="model",
+        owned_by="hfray",
+        prompt_columns=columns,
+        max_model_len=context_length,
     )
 
     @api.get("/v1/models", responses={status: ERRORS[status] for status in (401, 403)}, response_model=ModelList)
@@ -192,7 +200,7 @@ async def _start(
     ticket.widen(num_prompts * body.samples)
     session = ticket.hold(service.open_session())
     try:
-        params = body.params(service.settings.params)
+        params = body.params(service.settings.params, service.worker.loop.engine.context_length)
         await session.start(render, params, samples=range(body.samples), stream=bool(body.stream))
         if body.stream:
             await session.wait_for_first()

@@ -1,9 +1,10 @@
-"""Load on /v1/completions: streams as clients read them, with the times of their tokens.
+"""Load on /v1/completions: clients read streams and measure the times of their tokens.
 
     locust -f tests/load/locustfile.py --headless -u 64 -r 64 -t 5m --host http://127.0.0.1:8000 \
         --questions questions.jsonl --max-tokens 64 --summary load.json
 
-503 is the server's deliberate answer to too much at once: counted, waited out as Retry-After says, and no failure.
+A 503 is the server's deliberate answer to too many requests. It is counted, is not a failure, and the client waits
+for as long as Retry-After says.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ QUESTIONS = [f"What is {n} and {n * 7}, and why is the sky blue?" for n in range
 
 
 class Totals:
-    """What all clients saw."""
+    """The measurements of all clients."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
@@ -82,7 +83,7 @@ def _(environment, **_: object) -> None:
 
 
 class Client(FastHttpUser):
-    """Asks the next question as soon as the last is answered."""
+    """Sends the next question as soon as the last one is answered."""
 
     wait_time = constant(0)
     network_timeout = connection_timeout = 120.0
@@ -127,6 +128,6 @@ class Client(FastHttpUser):
                     (totals.first if last is None else totals.gaps).append(now - (sent if last is None else last))
                     last, tokens = now, tokens + 1
                 usage = event.get("usage") or usage
-        finally:  # the test's end cuts streams short: what they brought so far counts, an event a token
+        finally:  # the end of the test cuts streams short: their events so far count as one token each
             totals.tokens += usage["completion_tokens"] if usage else tokens
         return "200" if done else "cut short"

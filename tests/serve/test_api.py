@@ -1,4 +1,4 @@
-"""The API of one replica in this process, without Ray: requests, errors, limits, keys, records, metrics."""
+"""The HTTP API of one replica in this process, without Ray: requests, errors, limits, keys, records, metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def client(service: Service, host: str = "127.0.0.1") -> httpx.AsyncClient:
 
 
 def ask(service: Service, path: str, body=None, method: str = "POST", host: str = "127.0.0.1", **options):
-    """One request; `body` as JSON unless `options` bring content."""
+    """One request; `body` is sent as JSON unless `options` contain the content."""
 
     async def call() -> httpx.Response:
         async with client(service, host) as http:
@@ -222,14 +222,6 @@ def test_settings_that_cannot_be_used(overrides, message):
     assert "secret" not in str(caught.value)
 
 
-def test_keys_that_cannot_be_read(tmp_path):
-    empty = tmp_path / "empty"
-    empty.write_text("\n")
-    for keys in ("env:NO_SUCH_VARIABLE", f"file:{tmp_path}/none", f"file:{empty}"):
-        with pytest.raises(SettingsError, match=r"serve\.api_keys"):
-            make(f"serve.api_keys={keys}")
-
-
 def test_without_keys_only_the_machine_itself_is_answered(service):
     assert ask(service, "/v1/models", method="GET", host="10.1.2.3").status_code == 403
     assert ask(
@@ -292,6 +284,7 @@ def test_a_hung_engine_is_noticed_and_those_who_wait_are_told():
     assert response.json()["error"]["code"] == "engine_died"
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service, temperature):
     import pyarrow.parquet as pq
@@ -302,7 +295,7 @@ def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service, tempe
     ]
     source, out = tmp_path / "in.jsonl", tmp_path / "out"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
-    sampling = f"generation.temperature={temperature}"  # 1: drawn at random, by the row's id
+    sampling = f"generation.temperature={temperature}"  # 1: sampled, with a seed from the row's id
     done = run_job(
         *FAKE,
         sampling,
@@ -329,6 +322,23 @@ def test_record_that_cannot_be_a_row(service):
     row = ask(service, "/v1/records", {"question": "x" * 500}).json()
     assert row["finish_reason"] == "error"
     assert "context holds 400" in row["error"]
+
+
+def test_a_record_that_is_nested_too_deep_is_refused_before_it_runs(service):
+    rows = service.worker.loop.stats.rows
+    deep = json.loads("[" * 254 + "]" * 254)
+    response = ask(service, "/v1/records", {"question": "x", "deep": deep})
+    assert response.status_code == 400
+    assert "nested deeper" in response.json()["error"]["message"]
+    fine = json.loads("[" * 30 + "1" + "]" * 30)
+    assert ask(service, "/v1/records", {"question": "x", "deep": fine}).json()["deep"] == fine
+    assert service.worker.loop.stats.rows == rows + 1
+
+
+def test_the_model_card_names_the_context(service):
+    card = ask(service, "/v1/models", method="GET").json()["data"][0]
+    assert card["max_model_len"] == 400
+    assert card["prompt_columns"] == ["question"]
 
 
 def test_metrics(service):

@@ -1,4 +1,4 @@
-"""The clients that people have, unchanged, against the real 135M model."""
+"""Unchanged OpenAI and LangChain clients against the real 135M model."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hfray.params import GenerationParams
 from tests.processes import named
 from tests.serving import serving
 
+pytestmark = pytest.mark.server
 KEY = "test-key"
 QUESTION = "What is the capital of France?"
 
@@ -60,8 +61,8 @@ def test_completion_is_what_the_engine_gives(client, model, smollm2_settings, sm
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_what_the_prefix_cache_saves_is_told(server, client, model):
-    """Also though the engine is in a process of its own."""
+def test_metrics_count_the_tokens_of_the_prefix_cache(server, client, model):
+    """The engine runs in its own process and reports its counters."""
     for end in ("one", "two"):
         client.completions.create(model=model, prompt="The same long beginning. " * 20 + end, max_tokens=1)
     text = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
@@ -202,8 +203,8 @@ def test_record(server):
     assert answer["error"] is None
 
 
-def test_an_engine_that_ends_is_replaced_and_its_requests_are_told(server, client, model):
-    """Last: it ends the engine."""
+def test_a_dead_engine_is_replaced_and_its_requests_get_an_error(server, client, model):
+    """The last test: it kills the engine."""
     stream = client.completions.create(
         model=model, prompt="x", max_tokens=500, stream=True, extra_body={"ignore_eos": True}
     )

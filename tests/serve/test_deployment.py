@@ -1,4 +1,4 @@
-"""The service on Ray Serve, as its users start it, with the fake engine: streams, limits, failures, page, fuzzing."""
+"""The service on Ray Serve as users start it, with the fake engine: streams, limits, failures, web page, fuzzing."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ from tests.conftest import run_job
 from tests.processes import WAIT_SECONDS, named
 from tests.serving import Server, serving
 
-STEP = 0.1  # seconds of a step of the slow engine, a token each
+pytestmark = pytest.mark.server
+STEP = 0.1  # seconds of a step of the slow engine; a step makes one token
 
 
 @pytest.fixture(scope="module")
 def slow():
-    """One replica that runs two completions at once, a token a step, and lets four wait."""
+    """One replica that runs two completions at once, makes one token per step, and lets four completions wait."""
     options = (f"backend.step_seconds={STEP}", "backend.tokens_per_step=1", "backend.batch_size=2", "serve.max_queue=4")
     with serving("conf=fake", *options) as server:
         yield server
@@ -42,7 +43,7 @@ def slow():
 
 @pytest.fixture(scope="module")
 def pair():
-    """Two fast replicas that a prompt with DIE ends."""
+    """Two fast replicas; a prompt with DIE kills its replica."""
     with serving("conf=fake", "backend.die_on=DIE", "serve.replicas=2", "serve.max_request_bytes=100000") as server:
         yield server
 
@@ -82,7 +83,7 @@ def test_a_client_that_goes_away_frees_its_slot(slow, stream, record_property):
     took = slow.metric("hfray_engine_steps_total") - steps
     record_property("steps_until_free", took)
     print(f"slot free {took:.0f} steps after the client was gone")
-    assert took <= 30  # of 200: a step or two, the way through the proxy, and whatever else the machine does
+    assert took <= 30  # of 200: a step or two, the way through the proxy, and other work on the machine
 
 
 def test_more_than_the_queue_is_turned_away_at_once_and_the_rest_is_answered(slow):
@@ -131,7 +132,7 @@ def test_the_page_in_a_browser(slow, tmp_path):
             return "finish reason" in page.find_element(By.ID, "state").text
 
         wait.until(done)
-        assert len(lengths) > 4  # it grew as the tokens came
+        assert len(lengths) > 4  # the text grew token by token
         assert re.search(r"\d+ tokens · \d+\.\d tokens/s · first token", page.find_element(By.ID, "state").text)
         page.find_element(By.CSS_SELECTOR, "input[value=record]").click()
         page.find_element(By.ID, "send").click()
@@ -149,7 +150,7 @@ def test_the_page_in_a_browser(slow, tmp_path):
 
 
 def test_what_runs_is_finished_when_the_service_stops(slow):
-    """The last test of the slow server: it ends it, as Ctrl-C at a terminal does, a signal to all its processes."""
+    """The last test of the slow server: it stops the server as Ctrl-C at a terminal does, with a signal to all processes."""
     method, url, body = long_request(slow, 30)
     with httpx.stream(method, url, json=body, timeout=60) as response:
         lines = response.iter_lines()
@@ -161,7 +162,7 @@ def test_what_runs_is_finished_when_the_service_stops(slow):
 
 
 def test_fuzzing_finds_no_server_error(pair, tmp_path):
-    """Valid and invalid requests made from the service's own OpenAPI document: each is answered as that says."""
+    """Valid and invalid requests, generated from the OpenAPI document of the service, get the responses it documents."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     done = subprocess.run(
         [
@@ -209,7 +210,7 @@ def test_a_dead_replica_is_replaced_while_the_other_answers(pair):
         stop.set()
         asker.join()
     assert statuses.count(200) > 5
-    assert sum(status != 200 for status in statuses) <= 1  # what was in the one that died
+    assert sum(status != 200 for status in statuses) <= 1  # the request that was in the dead replica
 
 
 def replicas(server: Server) -> list[int]:
