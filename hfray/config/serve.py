@@ -30,7 +30,11 @@ class ServerSettings:
     allow_public: bool = False
     max_queue: int = Field(default=128, ge=0)
     max_request_bytes: int = Field(default=1 << 20, ge=1)
+    body_timeout: float = Field(default=30.0, gt=0)
+    reader_timeout: float = Field(default=60.0, gt=0)
     drain_seconds: float = Field(default=60.0, ge=0)
+    hosts: list[str] = Field(default_factory=list)
+    cors_origins: list[str] = Field(default_factory=list)
 
     def __post_init__(self) -> None:
         low, high = (self.replicas, self.replicas) if isinstance(self.replicas, int) else (*self.replicas, 0)[:2]

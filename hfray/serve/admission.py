@@ -16,10 +16,14 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
 
-    def take(self, count: int) -> None:
-        """Accept `count` more completions. Raises ApiError 503 if they exceed the limit."""
+    def check(self, count: int = 1) -> None:
+        """Raises ApiError 503 if `count` more completions exceed the limit."""
         if self.taken + count > self.limit:
             raise overloaded(f"the server is busy: {self.taken} completions are running or waiting. Try again.")
+
+    def take(self, count: int) -> None:
+        """Accept `count` more completions. Raises ApiError 503 if they exceed the limit."""
+        self.check(count)
         self.taken += count
 
     def give_back(self, count: int) -> None:

@@ -19,13 +19,14 @@ from openai.types import Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from hfray.completion import Completion, Prompt
 from hfray.data.records import RecordRow
 from hfray.errors import EngineDiedError, RequestError
 from hfray.serve import answers, protocol
 from hfray.serve.admission import TICKET
-from hfray.serve.errors import ApiError, ErrorBody, engine_died, on_http_error, on_invalid_request
+from hfray.serve.errors import ApiError, ErrorBody, cut_short, on_http_error, on_invalid_request, stopping
 from hfray.serve.middleware import Guard
 from hfray.serve.replica import Service
 from hfray.serve.request import Session
@@ -69,6 +70,9 @@ def build_api(service: Service) -> FastAPI:
         title="hfray", version=version("hfray"), docs_url=None, redoc_url=None, separate_input_output_schemas=False
     )
     api.add_middleware(Guard, service=service)
+    if origins := service.settings.serve.cors_origins:
+        headers = ["Authorization", "Content-Type"]
+        api.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
     api.add_exception_handler(HTTPException, on_http_error)
     api.add_exception_handler(RequestValidationError, on_invalid_request)
     _add_generation(api, service)
@@ -169,7 +173,9 @@ def _add_operations(api: FastAPI, service: Service) -> None:
 
     @api.get("/health", responses={503: ERRORS[503]})
     async def health() -> dict[str, str]:
-        """Whether this replica's engine works."""
+        """Whether this replica's engine works, and the server is not stopping."""
+        if service.stopping:
+            raise stopping()
         try:
             service.check()
         except EngineDiedError as error:
@@ -207,7 +213,7 @@ async def _start(
     except ValueError as error:  # a RequestError, or a parameter out of range
         raise ApiError(400, str(error)) from error
     except EngineDiedError as error:
-        raise engine_died() from error
+        raise cut_short(error) from error
     tokenizer = service.worker.loop.engine.tokenizer
     name = f"{prefix}-{uuid.uuid4().hex}"
     return session, answers.Header(name, int(time.time()), service.model_name, tokenizer)
@@ -218,7 +224,7 @@ async def _completions(session: Session, checked: bool = True) -> list[Completio
     try:
         completions = await session.completions()
     except EngineDiedError as error:
-        raise engine_died() from error
+        raise cut_short(error) from error
     for completion in completions if checked else ():
         if completion.error is not None:
             raise ApiError(400, completion.error)

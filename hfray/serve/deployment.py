@@ -22,10 +22,12 @@ from hfray.cluster.pools import check_resources, pool_of
 from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings
 from hfray.engines.capacity import least_capacity_of
+from hfray.errors import SettingsError
 from hfray.serve.keys import ApiKeys
 from hfray.serve.metrics import MetricsBoard
 
-NAME = "hfray"
+NAME = "hfray"  # of the Serve application
+ENGINE = "Engine"  # of the deployment
 # Our own admission refuses requests, in OpenAI's form. Serve refuses in plain text, so Serve's limits are far higher:
 # they only matter while no replica is up.
 MAX_ONGOING = 10_000
@@ -53,6 +55,10 @@ class Replica:
         """Raises EngineDiedError if the engine is dead or hangs; Serve then replaces the replica."""
         self._service.check()
 
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, and wait for the running ones; end them with an error after `seconds`."""
+        await self._service.drain(seconds)
+
 
 def app(args: Mapping[str, object]) -> Application:
     """The Serve application. `args` are Hydra overrides by key, as on the command line of `jobs.serve`.
@@ -78,15 +84,16 @@ def application(settings: ServeSettings) -> Application:
     """The Serve application for some settings. Ray must be connected: the resources of a replica depend on its nodes.
 
     Raises:
-        SettingsError: the API keys cannot be read, or the machine lacks the GPUs.
+        SettingsError: the API keys cannot be read, the machine lacks the GPUs, or the proxy needs keys.
     """
     import ray
 
+    check_proxy(settings)
     keys = ApiKeys.read(settings.serve)
     pool = pool_of(ray, settings)
     check_resources(ray, pool)
     logs = LoggingConfig(log_level="INFO" if settings.verbose else "WARNING")
-    replica = serve.deployment(serve.ingress()(Replica), name="Engine").options(
+    replica = serve.deployment(serve.ingress()(Replica), name=ENGINE).options(
         **_scale(settings),
         ray_actor_options={name: value for name, value in pool.booking.items() if value is not None},
         max_ongoing_requests=MAX_ONGOING,
@@ -105,6 +112,19 @@ def application(settings: ServeSettings) -> Application:
         )
         board = metrics.bind()
     return replica.bind(settings, pool.threads, keys, board)
+
+
+def check_proxy(settings: ServeSettings) -> None:
+    """Raises SettingsError if the server has no keys and runs behind HAProxy.
+
+    HAProxy connects to the replicas itself, so a replica cannot distinguish a local client from a remote one.
+    """
+    open_to_all = settings.serve.api_keys is None and not settings.serve.allow_public
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") != "0" and open_to_all:
+        raise SettingsError(
+            "RAY_SERVE_ENABLE_HA_PROXY: behind HAProxy, requests from other machines look local, and serve.api_keys is "
+            "null. Set serve.api_keys=env:NAME or file:PATH, or unset the variable."
+        )
 
 
 def write_config(path: str, settings: ServeSettings, given: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from hfray.errors import EngineDiedError
+
 RETRY_SECONDS = 1
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
@@ -60,9 +62,20 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error_body(error), error.status_code, error.headers or headers.get(error.status_code))
 
 
-def engine_died() -> ApiError:
-    """The error of a request that was in the engine when the engine died."""
+class ServerStoppedError(EngineDiedError):
+    """The server stops, and a request has not finished within `serve.drain_seconds`."""
+
+
+def cut_short(error: EngineDiedError) -> ApiError:
+    """The error of a request that was in the engine when the engine died or the server stopped."""
+    if isinstance(error, ServerStoppedError):
+        return ApiError(503, "the server stopped before this answer was complete. Try again.", code="stopped")
     return ApiError(500, "the engine died while it processed this request. Try again.", code="engine_died")
+
+
+def stopping() -> ApiError:
+    """The error of a request that arrives while the server stops."""
+    return ApiError(503, "the server is stopping. Try again.", code="stopping")
 
 
 def overloaded(message: str) -> ApiError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import weakref
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from hfray.engines.process import ProcessEngine
 from hfray.errors import EngineDiedError
 from hfray.inference.worker import Worker
 from hfray.serve.admission import Admission
-from hfray.serve.errors import ApiError
+from hfray.serve.errors import ApiError, ServerStoppedError
 from hfray.serve.keys import ApiKeys
 from hfray.serve.metrics import ServiceMetrics, exposition
 from hfray.serve.request import Session
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 REPORT_SECONDS = 5.0
+LAST_WORDS_SECONDS = 2.0  # for the error events of ended streams to reach their clients
 
 
 class Service:
@@ -52,6 +54,7 @@ class Service:
         self._metrics = ServiceMetrics(loop, self.admission)
         self._name, self._board = name, board
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self.stopping = False
 
     def check(self) -> None:
         """Raises EngineDiedError if the engine is dead or hangs, and ends the requests that wait for the engine."""
@@ -59,8 +62,7 @@ class Service:
         if self._death is None and stalled > self.settings.workers.step_timeout:
             death = EngineDiedError(f"no step for {stalled:.0f} s (workers.step_timeout)")
             self._die(death)
-            for session in list(self._sessions):
-                session.fail(death)
+            self._end_sessions(death)
             if isinstance(self.worker.loop.engine, ProcessEngine):
                 self.worker.loop.engine.kill()
         if self._death is not None:
@@ -104,6 +106,23 @@ class Service:
             with contextlib.suppress(Exception):  # Ray is replacing the board; the next report reaches the new one
                 await self.exposition()
             await asyncio.sleep(REPORT_SECONDS)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests from now on, and let the running ones finish; end them with an error after `seconds`."""
+        self.stopping = True
+        await self._idle(seconds)
+        self._end_sessions(ServerStoppedError("the server stopped"))
+        await self._idle(LAST_WORDS_SECONDS)
+
+    async def _idle(self, seconds: float) -> None:
+        """Wait until no request is running, for `seconds` at most."""
+        deadline = time.monotonic() + seconds
+        while self.admission.taken and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    def _end_sessions(self, error: EngineDiedError) -> None:
+        for session in list(self._sessions):
+            session.fail(error)
 
     def _die(self, error: EngineDiedError) -> None:
         self._death = error

@@ -16,7 +16,7 @@ from ray.serve.schema import LoggingConfig
 from hfray.cluster.connection import connected, is_local
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
-from hfray.serve.deployment import NAME, application
+from hfray.serve.deployment import ENGINE, NAME, application, check_proxy
 from hfray.serve.keys import ApiKeys
 
 
@@ -55,6 +55,7 @@ def check(settings: ServeSettings) -> None:
         RecordPrompt(settings.prompt)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    check_proxy(settings)
     ApiKeys.read(settings.serve)
     if not is_local(settings):
         return
@@ -78,11 +79,17 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _stop(settings: ServeSettings) -> None:
-    """Delete the Serve application; its replicas finish their requests first."""
+    """Let the replicas finish their requests, then delete the Serve application.
+
+    The application stays routed while its replicas finish, so that they can answer new requests with 503.
+    """
     print("stopping: finishing the running requests", file=sys.stderr, flush=True)
     signal.alarm(0)  # Ray's own SIGTERM handler has set an alarm that ends the process after three seconds
+    seconds = settings.serve.drain_seconds
+    with suppress(Exception):
+        serve.get_deployment_handle(ENGINE, NAME).broadcast("drain", seconds).results(timeout_s=seconds + 10)
     with suppress(Exception):
         serve.delete(NAME, _blocking=False)
-        deadline = time.monotonic() + settings.serve.drain_seconds + 5
+        deadline = time.monotonic() + seconds + 5
         while NAME in serve.status().applications and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -57,6 +57,12 @@ def service() -> Service:
     return make("backend.context_length=400", "backend.fail_on=FAIL", "serve.max_request_bytes=20000")
 
 
+@pytest.fixture(scope="module")
+def named() -> Service:
+    """A server without keys that has another name and allows another web origin."""
+    return make("serve.hosts=[my.name]", "serve.cors_origins=['https://app.example']")
+
+
 def test_completion(service):
     answer = ask(service, "/v1/completions", {"prompt": "hello", "max_tokens": 5}).json()
     assert answer["object"] == "text_completion"
@@ -282,6 +288,68 @@ def test_a_hung_engine_is_noticed_and_those_who_wait_are_told():
     response = asyncio.run(hang())
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "engine_died"
+
+
+def test_a_stopping_server_refuses_new_requests_and_ends_long_streams_with_an_error():
+    service = make("backend.step_seconds=0.05", "backend.tokens_per_step=1")
+    body = {"prompt": "x", "max_tokens": 5000, "ignore_eos": True}
+
+    async def stop() -> tuple[list[httpx.Response], httpx.Response]:
+        async with client(service) as http:
+            running = [
+                asyncio.create_task(http.post("/v1/completions", json={**body, "stream": stream}))
+                for stream in (True, False)
+            ]
+            while service.worker.loop.stats.running < 2:
+                await asyncio.sleep(0.001)
+            draining = asyncio.create_task(service.drain(0.5))
+            await asyncio.sleep(0)
+            assert (await http.get("/health")).status_code == 503
+            late = await http.post("/v1/completions", json=body)
+            await draining
+            assert all(request.done() for request in running)
+            return await asyncio.gather(*running), late
+
+    (stream, whole), late = asyncio.run(stop())
+    assert late.status_code == 503
+    assert late.json()["error"]["code"] == "stopping"
+    assert late.headers["retry-after"]
+    last = [line for line in stream.text.split("\n\n") if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopped"
+    assert whole.status_code == 503
+    assert whole.json()["error"]["code"] == "stopped"
+    assert service.admission.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:8000"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "127.0.0.1.evil.example"}, 403),
+        ({"origin": "http://localhost:3000"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "my.name:8000", "origin": "http://my.name:8000"}, 200),
+        ({"origin": "https://app.example"}, 200),
+    ],
+)
+def test_without_keys_foreign_names_are_refused(named, headers, status):
+    """A web page whose name resolves to 127.0.0.1 makes the browser send its own name (DNS rebinding)."""
+    assert ask(named, "/v1/models", method="GET", headers=headers).status_code == status
+    assert ask(named, "/v1/completions", {"prompt": "x"}, headers=headers).status_code == status
+
+
+def test_cors_is_off_unless_set(service, named):
+    headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    allowed = "access-control-allow-origin"
+    assert allowed not in ask(service, "/v1/completions", method="OPTIONS", headers=headers).headers
+    answer = ask(named, "/v1/completions", method="OPTIONS", headers=headers)
+    assert answer.headers[allowed] == "https://app.example"
+    foreign = {**headers, "origin": "https://evil.example"}
+    assert allowed not in ask(named, "/v1/completions", method="OPTIONS", headers=foreign).headers
 
 
 @pytest.mark.ray

@@ -151,12 +151,19 @@ def test_the_page_in_a_browser(slow, tmp_path):
 
 def test_what_runs_is_finished_when_the_service_stops(slow):
     """The last test of the slow server: it stops the server as Ctrl-C at a terminal does, with a signal to all processes."""
-    method, url, body = long_request(slow, 30)
+    method, url, body = long_request(slow, 60)
     with httpx.stream(method, url, json=body, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
         os.killpg(slow.process.pid, signal.SIGINT)
+        deadline = time.monotonic() + WAIT_SECONDS
+        while httpx.get(f"{slow.url}/health", timeout=30).status_code == 200:
+            assert time.monotonic() < deadline
+        late = httpx.request(method, url, json=body, timeout=30)
         assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert late.status_code == 503
+    assert late.json()["error"]["code"] == "stopping"
+    assert int(late.headers["retry-after"]) >= 1
     assert slow.process.wait(60) == 130
     assert "Traceback" not in slow.log.read_text()
 

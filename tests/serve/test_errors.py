@@ -11,9 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from hfray.errors import EngineDiedError
 from hfray.serve.errors import (
     ApiError,
-    engine_died,
+    cut_short,
     error_body,
     error_response,
     on_http_error,
@@ -48,7 +49,7 @@ def test_the_type_follows_the_status(status, kind):
 def test_headers():
     assert error_response(overloaded("busy")).headers["retry-after"] == "1"
     assert error_response(ApiError(401, "no")).headers["www-authenticate"] == "Bearer"
-    assert error_response(engine_died()).status_code == 500
+    assert error_response(cut_short(EngineDiedError("dead"))).status_code == 500
 
 
 def test_errors_of_the_framework_get_openais_form():
