@@ -20,9 +20,9 @@ from hfray.batch.worker import BatchWorker
 from hfray.batch.writer import Writer
 from hfray.cluster.pools import Pool
 from hfray.config.batch import BatchSettings
+from hfray.data import readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder, PartReport
-from hfray.data.readers import read_slice
 from hfray.data.table import Table
 from hfray.engines.capacity import capacity_of
 
@@ -125,7 +125,7 @@ def read_pending(table: Any, done: Any, size: int, batch: dict[str, Any]) -> Ite
     """The rows of a slice that are not done yet; runs in a Ray Data task."""
     table, done = ray.get([table, done])
     for number in batch["slice"]:
-        for block in read_slice(table, table.slices[number], size):
+        for block in readers.read(table, table.slices[number], size):
             pending = done.drop_from(block)
             if pending.num_rows:
                 yield pending

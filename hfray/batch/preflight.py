@@ -12,9 +12,9 @@ import psutil
 
 from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
+from hfray.data import readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
-from hfray.data.readers import read_slice
 from hfray.data.records import output_schema
 from hfray.data.scan import scan
 from hfray.data.table import Table
@@ -133,7 +133,7 @@ def done_rows(settings: BatchSettings, output: OutputFolder) -> DoneRows:
 
 def any_pending(table: Table, done: DoneRows) -> bool:
     """Whether any row of the table is not done; reads the table until it finds one."""
-    blocks = (block for piece in table.slices for block in read_slice(table, piece, 65536))
+    blocks = (block for piece in table.slices for block in readers.read(table, piece, 65536))
     return any(done.drop_from(block).num_rows for block in blocks)
 
 

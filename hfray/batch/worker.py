@@ -79,7 +79,7 @@ class BatchWorker:
         row_ids = block["row_id"].to_pylist()
         key = row_ids[0]
         deaths = await self._monitor.begin.remote(self._name, key, row_ids)
-        rows = (block.select(self._columns) if self._columns else block).to_pylist()
+        rows = records.python_rows(block.select(self._columns) if self._columns else block)
         errors = block["error"].to_pylist()
         if any(count >= 2 for count in deaths.values()):
             prompts, completions = await self._answer_suspects(row_ids, rows, errors, deaths)

@@ -1,25 +1,55 @@
-"""Arrow types for JSON values, found by looking at all of them, so that every value comes out as it went in.
+"""Arrow types for JSON values, derived from all values of a column, so that each value comes out as it went in.
 
-A column whose values are of one kind gets that kind's type; objects that share their keys become structs. Anything
-that Arrow could only hold by changing it (objects of differing keys, strings among numbers) stays JSON text.
+A column with values of one kind gets that kind's Arrow type. Objects with the same keys become structs. A column that
+Arrow could store only by changing values becomes JSON text: objects with different keys, strings among numbers,
+integers beyond 64 bits, integers beyond 2^53 among floats, and values nested more than MAX_NESTING levels deep.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import pyarrow as pa
 
-NULL, BOOL, INT, FLOAT, STRING, JSON = "null", "bool", "int", "float", "string", "json"
-EXACT_FLOAT = 1 << 53  # integers beyond it change when they become floats
-ARROW = {NULL: pa.string(), BOOL: pa.bool_(), INT: pa.int64(), FLOAT: pa.float64(), STRING: pa.string()}
-ARROW[JSON] = pa.string()
-Kind = str | tuple
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+
+# LARGE_INT: 64-bit integers that a float cannot represent exactly.
+NULL, BOOL, INT, LARGE_INT, FLOAT, STRING, JSON = "null", "bool", "int", "large_int", "float", "string", "json"
+EXACT_FLOAT = 1 << 53
+MAX_NESTING = 32  # Parquet's reader accepts 49 nested lists at most
+ARROW: dict[str, pa.DataType] = {
+    NULL: pa.string(),
+    BOOL: pa.bool_(),
+    INT: pa.int64(),
+    LARGE_INT: pa.int64(),
+    FLOAT: pa.float64(),
+    STRING: pa.string(),
+    JSON: pa.string(),
+}
 
 
-def kind_of(value: Any) -> Kind:
-    """The kind of one JSON value: a name, ("list", kind) or ("struct", ((key, kind), ...))."""
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """A list with items of one kind."""
+
+    item: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Struct:
+    """An object with these keys, in this order."""
+
+    fields: tuple[tuple[str, Kind], ...]
+
+
+Kind: TypeAlias = "str | ListOf | Struct"
+
+
+def kind_of(value: JsonValue, depth: int = 0) -> Kind:
+    """The kind of one JSON value: the name of a simple kind, a ListOf or a Struct."""
     if value is None:
         return NULL
     if isinstance(value, str):
@@ -27,72 +57,80 @@ def kind_of(value: Any) -> Kind:
     if isinstance(value, bool):
         return BOOL
     if isinstance(value, int):
-        return INT if -(1 << 63) <= value < 1 << 63 else JSON
+        if abs(value) <= EXACT_FLOAT:
+            return INT
+        return LARGE_INT if -(1 << 63) <= value < 1 << 63 else JSON
     if isinstance(value, float):
         return FLOAT
+    if depth == MAX_NESTING:
+        return JSON
     if isinstance(value, list):
         kind: Kind = NULL
         for item in value:
-            kind = merge(kind, kind_of(item))
-        return JSON if kind == JSON else ("list", kind)
-    fields = tuple((key, kind_of(item)) for key, item in value.items())
-    return JSON if not fields or any(kind == JSON for _, kind in fields) else ("struct", fields)
+            kind = merge(kind, kind_of(item, depth + 1))
+        return _list_of(kind)
+    return _struct([(key, kind_of(item, depth + 1)) for key, item in value.items()])
 
 
 def merge(a: Kind, b: Kind) -> Kind:
-    """The kind that holds values of both kinds unchanged."""
+    """The kind that stores values of both kinds unchanged."""
     if a == b or b == NULL:
         return a
     if a == NULL:
         return b
-    if {a, b} == {INT, FLOAT}:
-        return FLOAT
-    if isinstance(a, tuple) and isinstance(b, tuple) and a[0] == b[0]:
-        if a[0] == "list":
-            kind = merge(a[1], b[1])
-            return JSON if kind == JSON else ("list", kind)
-        if [key for key, _ in a[1]] == [key for key, _ in b[1]]:
-            fields = tuple((key, merge(x, y)) for (key, x), (_, y) in zip(a[1], b[1], strict=True))
-            return JSON if any(kind == JSON for _, kind in fields) else ("struct", fields)
+    if isinstance(a, str) and isinstance(b, str):
+        pair = {a, b}
+        return FLOAT if pair == {INT, FLOAT} else LARGE_INT if pair == {INT, LARGE_INT} else JSON
+    if isinstance(a, ListOf) and isinstance(b, ListOf):
+        return _list_of(merge(a.item, b.item))
+    if isinstance(a, Struct) and isinstance(b, Struct) and [key for key, _ in a.fields] == [key for key, _ in b.fields]:
+        return _struct([(key, merge(x, y)) for (key, x), (_, y) in zip(a.fields, b.fields, strict=True)])
     return JSON
 
 
+def _list_of(item: Kind) -> Kind:
+    return JSON if item == JSON else ListOf(item)
+
+
+def _struct(fields: list[tuple[str, Kind]]) -> Kind:
+    """A struct; Arrow has no empty structs in Parquet, and JSON text inside a struct would be ambiguous."""
+    return JSON if not fields or any(kind == JSON for _, kind in fields) else Struct(tuple(fields))
+
+
 def arrow_type(kind: Kind) -> pa.DataType:
-    """The Arrow type of a kind; JSON text is a string."""
+    """The Arrow type of a kind. JSON text is a string."""
     if isinstance(kind, str):
         return ARROW[kind]
-    if kind[0] == "list":
-        return pa.list_(arrow_type(kind[1]))
-    return pa.struct([pa.field(key, arrow_type(item)) for key, item in kind[1]])
+    if isinstance(kind, ListOf):
+        return pa.list_(arrow_type(kind.item))
+    return pa.struct([pa.field(key, arrow_type(item)) for key, item in kind.fields])
 
 
-def to_array(values: list[Any], kind: Kind) -> pa.Array:
-    """JSON values as an Arrow array of the kind's type."""
+def to_array(values: Sequence[JsonValue], kind: Kind) -> pa.Array:
+    """JSON values as an Arrow array of the kind's type.
+
+    Raises:
+        pa.ArrowException, UnicodeError, OverflowError: a value does not have this kind.
+    """
     if kind == JSON:
         values = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
     return pa.array(values, type=arrow_type(kind))
 
 
 class Columns:
-    """Kinds of all columns of a JSONL table, gathered row by row. Integers too large for a float keep a column JSON."""
+    """The kinds of all columns of a JSONL table, collected row by row."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}
-        self._large: set[str] = set()
-        self._seen: set[tuple] = set()
+        self._seen: set[tuple[object, ...]] = set()
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take one row's values into account."""
+    def add(self, row: Mapping[str, JsonValue]) -> None:
+        """Merge the kinds of one row's values into the columns."""
         signature = (*row, *map(type, row.values()))
         simple = not any(type(v) in (dict, list, int) for v in row.values())
         if simple and signature in self._seen:
             return
-        self._seen.add(signature)
+        if simple:
+            self._seen.add(signature)
         for key, value in row.items():
             self.kinds[key] = merge(self.kinds.get(key, NULL), kind_of(value))
-            if type(value) is int and abs(value) > EXACT_FLOAT:
-                self._large.add(key)
-
-    def result(self) -> dict[str, Kind]:
-        """The kinds, column by column, in the order in which the columns first came."""
-        return {k: JSON if kind == FLOAT and k in self._large else kind for k, kind in self.kinds.items()}

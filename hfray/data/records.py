@@ -1,15 +1,15 @@
-"""The row contract: what columns an output row has, and how rows become them. One row in, one row out."""
+"""The row contract: the columns of an output row, and how rows become output rows. One row in, one row out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from hfray.completion import Completion
 from hfray.data import jsontypes
+from hfray.data.jsontypes import JsonValue
 
 OUTPUT_FIELDS = [
     pa.field("row_id", pa.string()),
@@ -21,12 +21,13 @@ OUTPUT_FIELDS = [
     pa.field("error", pa.string()),
 ]
 OUTPUT_COLUMNS = [field.name for field in OUTPUT_FIELDS]
-# Columns that the reader adds to the input's: the row's id, and what was wrong with a line that could not be read.
+# The columns that a reader adds to the input's: the row's id, and why the row could not be read.
 READ_FIELDS = [pa.field("row_id", pa.string()), pa.field("error", pa.string())]
+ALONE_ID = "record"  # the row_id of a single record without id column, which has no position
 
 
 def output_schema(input_schema: pa.Schema) -> pa.Schema:
-    """The one schema of every output file: the input's columns, then ours."""
+    """The schema of every output file: the input's columns, then OUTPUT_FIELDS."""
     return pa.schema([*input_schema, *OUTPUT_FIELDS])
 
 
@@ -35,87 +36,115 @@ def read_schema(input_schema: pa.Schema) -> pa.Schema:
     return pa.schema([*input_schema, *READ_FIELDS])
 
 
+def python_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
+    """The column's values as Python objects.
+
+    A value that Python cannot represent becomes its text: a timestamp after the year 9999, an unknown time zone.
+    """
+    try:
+        return column.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError, KeyError):
+        return [_python_value(scalar) for scalar in column]
+
+
+def _python_value(scalar: pa.Scalar) -> object:
+    try:
+        return scalar.as_py()
+    except (pa.ArrowException, ValueError, OverflowError, KeyError):
+        if isinstance(scalar, pa.StructScalar):
+            return {name: _python_value(value) for name, value in scalar.items()}
+        if isinstance(scalar, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+            return [_python_value(value) for value in scalar.values]
+        if isinstance(scalar, pa.TimestampScalar):
+            return scalar.cast(pa.timestamp(scalar.type.unit)).cast(pa.string()).as_py()
+        return scalar.cast(pa.string()).as_py()
+
+
+def python_rows(block: pa.Table) -> list[dict[str, object]]:
+    """The block's rows as dicts; see `python_values`."""
+    columns = [python_values(column) for column in block.columns]
+    return [
+        {name: values[row] for name, values in zip(block.column_names, columns, strict=True)}
+        for row in range(block.num_rows)
+    ]
+
+
 def answered(block: pa.Table, prompts: Sequence[str | None], completions: Sequence[Completion]) -> pa.Table:
-    """The output rows of a read block: its columns, then prompt and completion of each row, in order.
+    """The output rows of a read block: the block's columns, then each row's prompt and completion, in order.
 
     Raises:
-        RuntimeError: there is not exactly one completion for each row.
+        RuntimeError: the numbers of rows, prompts and completions differ.
     """
     if not len(prompts) == len(completions) == block.num_rows:
         raise RuntimeError(f"{block.num_rows} rows in, {len(prompts)} prompts and {len(completions)} completions out")
     inputs = block.drop_columns([field.name for field in READ_FIELDS])
-    columns = {
-        "row_id": block["row_id"],
-        "prompt": prompts,
-        "generated_text": [c.text for c in completions],
-        "finish_reason": [c.finish_reason for c in completions],
-        "num_prompt_tokens": [c.num_prompt_tokens for c in completions],
-        "num_generated_tokens": [c.num_generated_tokens for c in completions],
-        "error": [c.error for c in completions],
-    }
-    arrays = [columns[f.name] if f.name == "row_id" else _array(columns[f.name], f.type) for f in OUTPUT_FIELDS]
+    arrays = [
+        block["row_id"],
+        _texts(prompts),
+        _texts([c.text for c in completions]),
+        _texts([c.finish_reason for c in completions]),
+        pa.array([c.num_prompt_tokens for c in completions], pa.int32()),
+        pa.array([c.num_generated_tokens for c in completions], pa.int32()),
+        _texts([c.error for c in completions]),
+    ]
     return pa.Table.from_arrays([*inputs.columns, *arrays], schema=output_schema(inputs.schema))
 
 
-def _array(values: Sequence[str | int | None], kind: pa.DataType) -> pa.Array:
-    """Values as a column; lone surrogates, which UTF-8 has no place for, become question marks."""
+def _texts(values: Sequence[str | None]) -> pa.Array:
+    """A column of texts. Lone surrogates, which UTF-8 cannot encode, become question marks."""
     try:
-        return pa.array(values, type=kind)
+        return pa.array(values, pa.string())
     except UnicodeEncodeError:
         safe = [None if value is None else value.encode("utf-8", "replace").decode() for value in values]
-        return pa.array(safe, type=kind)
-
-
-NAME = "record"  # the row_id where there is no id column: a record alone has no position
+        return pa.array(safe, pa.string())
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRow:
-    """A record read."""
+    """A single record, as a block of one row and as values."""
 
     block: pa.Table
-    values: dict[str, Any]
+    values: dict[str, object]
 
     @property
     def row_id(self) -> str:
-        """The row's id, which its random numbers come from."""
+        """The row's id, which seeds its random numbers."""
         return self.block["row_id"][0].as_py()
 
-    def answered(self, prompt: str | None, completion: Completion | None, error: str | None) -> dict[str, Any]:
-        """The output row, column by column; `error` is why there is no completion."""
+    def answered(self, prompt: str | None, completion: Completion | None, error: str | None) -> dict[str, object]:
+        """The output row as a dict. `error` says why there is no completion."""
         table = answered(self.block, [prompt], [completion or Completion(error=error)])
-        return table.to_pylist()[0]
+        return python_rows(table)[0]
 
 
 class RecordRow:
-    """Reads records.
+    """Reads single records.
 
     Args:
-        id_column: whose value becomes the row_id.
+        id_column: the field with the row's id, or None.
     """
 
     def __init__(self, id_column: str | None) -> None:
         self._id_column = id_column
 
-    def read(self, record: dict[str, Any]) -> ReadRow:
+    def read(self, record: Mapping[str, JsonValue]) -> ReadRow:
         """A record as a block of one row.
 
         Raises:
-            ValueError: a field has an output column's name, or a value that no column can hold.
+            ValueError: a field has the name of an output column, or a value that no column can store.
         """
         taken = [name for name in record if name in OUTPUT_COLUMNS]
         if taken:
             raise ValueError(f"the field {taken[0]!r} has the name of an output column. Rename it.")
-        columns = jsontypes.Columns()
-        columns.add(record)
-        kinds = columns.result()
         try:
-            schema = pa.schema([pa.field(name, jsontypes.arrow_type(kind)) for name, kind in kinds.items()])
-            arrays = [jsontypes.to_array([record[name]], kind) for name, kind in kinds.items()]
+            columns = jsontypes.Columns()
+            columns.add(record)
+            schema = pa.schema([pa.field(name, jsontypes.arrow_type(kind)) for name, kind in columns.kinds.items()])
+            arrays = [jsontypes.to_array([record[name]], kind) for name, kind in columns.kinds.items()]
             given = record.get(self._id_column) if self._id_column else None
-            added = [pa.array([NAME if given is None else str(given)], pa.string()), pa.array([None], pa.string())]
+            added = [pa.array([ALONE_ID if given is None else str(given)], pa.string()), pa.nulls(1, pa.string())]
             block = pa.Table.from_arrays([*arrays, *added], schema=read_schema(schema))
-            values = block.drop_columns([field.name for field in READ_FIELDS]).to_pylist()
+            values = python_rows(block.drop_columns([field.name for field in READ_FIELDS]))
         except (pa.ArrowException, UnicodeError, RecursionError) as error:
             raise ValueError(f"the record cannot be a row ({type(error).__name__}: {error})") from error
         return ReadRow(block, values[0] if values else {})

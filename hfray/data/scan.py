@@ -1,118 +1,101 @@
-"""The input table: which files, what columns, how many rows."""
+"""The input table: its files, columns and number of rows."""
 
 from __future__ import annotations
 
-import posixpath
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pyarrow as pa
-from pyarrow import fs
 
 from hfray.config.batch import InputSettings
-from hfray.data import jsontypes
-from hfray.data.paths import open_filesystem
-from hfray.data.readers import format_of, read_slice, scan_file
+from hfray.data import jsontypes, readers
+from hfray.data.listing import list_files
 from hfray.data.records import OUTPUT_COLUMNS
-from hfray.data.table import Slice, Table
+from hfray.data.table import FileScan, Slice, Table
 from hfray.errors import SettingsError
-from hfray.urls import file_address
+
+BLOCK_ROWS = 65536
 
 
 def scan(settings: InputSettings) -> Table:
-    """Look at every file of the input.
+    """Scan every file of the input.
 
     Raises:
-        SettingsError: no such file, no rows, unreadable, columns that differ between files or collide with the
-            output's, ids that are not unique; the message names key, value and remedy.
+        SettingsError: the input has no files or no rows, a file cannot be read, columns differ between files or have
+            the names of output columns, or ids are not unique. The message names key, value and remedy.
     """
-    files = _list_files(settings)
-    scanned = [scan_file(uri, name, settings.format) for uri, name in files]
-    kinds: dict[str, jsontypes.Kind] = {}
-    schema = pa.schema([])
-    for (uri, _), (_, file_schema, file_kinds) in zip(files, scanned, strict=True):
-        for key, kind in file_kinds.items():
-            kinds[key] = jsontypes.merge(kinds.get(key, jsontypes.NULL), kind)
-        schema = _unified(schema, file_schema, uri)
+    files = list_files(settings)
+    scanned = [(uri, readers.scan_file(uri, name, settings.format)) for uri, name in files]
+    slices = [piece for _, file in scanned for piece in file.slices]
+    _check_formats(slices)
+    kinds = _merged_kinds([file for _, file in scanned])
     if kinds:
         schema = pa.schema([pa.field(key, jsontypes.arrow_type(kind)) for key, kind in kinds.items()])
-    slices = _limited([piece for pieces, _, _ in scanned for piece in pieces], settings.limit)
+    else:
+        schema = pa.schema([])
+        for uri, file in scanned:
+            schema = _unified(schema, file.schema, uri)
+    slices = _limited(slices, settings.limit)
     if not slices:
-        raise SettingsError(f"input.path={settings.path}: holds no rows. Name a file that has some.")
+        raise SettingsError(f"input.path={settings.path}: contains no rows. Use a file with rows.")
     table = Table(settings, slices, _chosen(schema, settings), kinds)
     _check_columns(table)
     if settings.id_column is not None:
-        _check_ids(table)
+        _check_ids(table, settings.id_column)
     return table
 
 
-# --- files -----------------------------------------------------------------------------------------------------
+def _check_formats(slices: list[Slice]) -> None:
+    """Refuse JSONL beside other formats: JSONL values have types of their own, and columns would be lost."""
+    jsonl = next((piece for piece in slices if piece.format == "jsonl"), None)
+    other = next((piece for piece in slices if piece.format != "jsonl"), None)
+    if jsonl is not None and other is not None:
+        raise SettingsError(
+            f"input.path={other.uri}: is {other.format}, and {jsonl.uri} is jsonl. "
+            "Convert the files to one format, or run them separately."
+        )
 
 
-def _list_files(settings: InputSettings) -> list[tuple[str, str]]:
-    """(path or URL, name for row ids) of every file once, sorted by name within each path given.
-
-    Names are relative to the one path given. Of several they are whole addresses: files of one name in two folders stay
-    apart, and a file that comes later changes nobody's name.
-    """
-    paths = [settings.path] if isinstance(settings.path, str) else settings.path
-    found: dict[str, str] = {}
-    for path in paths:
-        filesystem, root = open_filesystem(path, "input.path")
-        for file in _matching(filesystem, root, path):
-            folder = _glob_root(root) if _is_glob(root) else root
-            name = posixpath.relpath(file, folder) if file != root else posixpath.basename(file)
-            address = file_address(path, file)
-            found[address] = name if len(paths) == 1 else address
-    return list(found.items())
-
-
-def _matching(filesystem: fs.FileSystem, root: str, path: str) -> list[str]:
-    try:
-        if _is_glob(root):
-            from fnmatch import fnmatch
-
-            selector = fs.FileSelector(_glob_root(root), recursive=True)
-            files = [f.path for f in filesystem.get_file_info(selector) if f.is_file and fnmatch(f.path, root)]
-        else:
-            info = filesystem.get_file_info(root)
-            if info.type == fs.FileType.NotFound:
-                raise FileNotFoundError("there is no such file or folder")
-            if info.is_file:
-                return [root]
-            selector = fs.FileSelector(root, recursive=True)
-            files = [f.path for f in filesystem.get_file_info(selector) if f.is_file]
-            files = [f for f in files if format_of(f) and not _hidden(posixpath.relpath(f, root))]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise SettingsError(f"input.path={path}: cannot be read ({error}). Check the path.") from error
-    if not files:
-        raise SettingsError(f"input.path={path}: no files there that can be read. Check the path, or set input.format.")
-    return sorted(files)
-
-
-def _is_glob(path: str) -> bool:
-    return any(character in path for character in "*?[")
-
-
-def _glob_root(path: str) -> str:
-    head = path[: min(path.index(c) for c in "*?[" if c in path)]
-    return posixpath.dirname(head)
-
-
-def _hidden(relative: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in relative.split("/"))
-
-
-# --- the columns -----------------------------------------------------------------------------------------------
+def _merged_kinds(scanned: list[FileScan]) -> dict[str, jsontypes.Kind]:
+    kinds: dict[str, jsontypes.Kind] = {}
+    for file in scanned:
+        for key, kind in file.kinds.items():
+            kinds[key] = jsontypes.merge(kinds.get(key, jsontypes.NULL), kind)
+    return kinds
 
 
 def _unified(schema: pa.Schema, more: pa.Schema, uri: str) -> pa.Schema:
+    """The schema that stores the rows of both schemas. Raises SettingsError if there is none."""
+    for name in set(schema.names) & set(more.names):
+        if _changes_values(schema.field(name).type, more.field(name).type):
+            raise _misfit(uri, f"column {name!r} is {more.field(name).type} here, and {schema.field(name).type} there")
     try:
         return pa.unify_schemas([schema, more], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise SettingsError(
-            f"input.path={uri}: its columns do not fit those of the files before it ({error}). "
-            "Make the types agree, or run the files apart."
-        ) from error
+        raise _misfit(uri, str(error)) from error
+
+
+def _misfit(uri: str, reason: str) -> SettingsError:
+    return SettingsError(
+        f"input.path={uri}: its columns do not fit the columns of the files before it ({reason}). "
+        "Convert the columns to one type, or run the files separately."
+    )
+
+
+def _changes_values(a: pa.DataType, b: pa.DataType) -> bool:
+    """Whether Arrow would merge the types and change values: decimals to floats, text to bytes."""
+    if pa.types.is_nested(a) and pa.types.is_nested(b) and a.num_fields == b.num_fields:
+        return any(_changes_values(a.field(i).type, b.field(i).type) for i in range(a.num_fields))
+    for one, other in ((a, b), (b, a)):
+        if pa.types.is_decimal(one) and pa.types.is_floating(other):
+            return True
+        if _is_text(one) and (pa.types.is_binary(other) or pa.types.is_large_binary(other)):
+            return True
+    return False
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _chosen(schema: pa.Schema, settings: InputSettings) -> pa.Schema:
@@ -121,7 +104,7 @@ def _chosen(schema: pa.Schema, settings: InputSettings) -> pa.Schema:
     for name in settings.columns:
         if name not in schema.names:
             raise SettingsError(
-                f"input.columns: {name!r} is no column of the input. Columns: {', '.join(schema.names)}."
+                f"input.columns: {name!r} is not a column of the input. Columns: {', '.join(schema.names)}."
             )
     return pa.schema([schema.field(name) for name in settings.columns])
 
@@ -129,49 +112,44 @@ def _chosen(schema: pa.Schema, settings: InputSettings) -> pa.Schema:
 def _check_columns(table: Table) -> None:
     for name in table.schema.names:
         if name in OUTPUT_COLUMNS:
+            others = [other for other in table.schema.names if other != name]
             raise SettingsError(
-                f"input.path={table.settings.path}: its column {name!r} has the name of an output column. "
-                f"Rename it, or leave it out with input.columns=[{','.join(set(table.schema.names) - {name})}]."
+                f"input.path={table.settings.path}: the column {name!r} has the name of an output column. "
+                f"Rename it, or leave it out with input.columns=[{','.join(others)}]."
             )
     column = table.settings.id_column
     if column is not None and column not in table.schema.names:
         raise SettingsError(
-            f"input.id_column={column}: is no column of the input. Columns: {', '.join(table.schema.names)}."
+            f"input.id_column={column}: is not a column of the input. Columns: {', '.join(table.schema.names)}."
         )
 
 
-def _check_ids(table: Table) -> None:
-    column, seen = table.settings.id_column, {}
-    lean = Table(replace_columns(table.settings, [column]), table.slices, table.schema, table.kinds)
-    lean.schema = pa.schema([table.schema.field(column)])
-    for piece in table.slices:
-        for block in read_slice(lean, piece, 65536):
-            for row_id in block["row_id"].to_pylist():
-                key = hash(row_id)  # 64 bits: a row's memory here; only equal hashes are looked at again
-                if key in seen and _really_twice(lean, row_id):
-                    raise SettingsError(
-                        f"input.id_column={column}: the id {row_id!r} stands in the table more than once. "
-                        "Name a column of unique ids, or leave input.id_column out to number rows by file and position."
-                    )
-                seen[key] = None
+def _check_ids(table: Table, column: str) -> None:
+    """Raise SettingsError if two rows have the same id."""
+    seen: set[int] = set()
+    for row_id in _ids(table, column):
+        key = hash(row_id)  # 64 bits per row; equal hashes are compared exactly
+        if key in seen and sum(other == row_id for other in _ids(table, column)) > 1:
+            raise SettingsError(
+                f"input.id_column={column}: the id {row_id!r} occurs more than once. "
+                "Use a column with unique ids, or remove input.id_column to number rows by file and position."
+            )
+        seen.add(key)
 
 
-def _really_twice(table: Table, row_id: str) -> bool:
-    import pyarrow.compute as pc
-
-    blocks = (block for piece in table.slices for block in read_slice(table, piece, 65536))
-    return sum(pc.sum(pc.equal(block["row_id"], row_id)).as_py() or 0 for block in blocks) > 1
-
-
-def replace_columns(settings: InputSettings, columns: list[str]) -> InputSettings:
-    """The same input, with only these columns read."""
-    return replace(settings, columns=columns)
+def _ids(table: Table, column: str) -> Iterator[str]:
+    """The ids of all rows."""
+    schema = pa.schema([table.schema.field(column)])
+    lean = Table(replace(table.settings, columns=[column]), table.slices, schema, table.kinds)
+    for piece in lean.slices:
+        for block in readers.read(lean, piece, BLOCK_ROWS):
+            yield from block["row_id"].to_pylist()
 
 
 def _limited(slices: list[Slice], limit: int | None) -> list[Slice]:
     if limit is None:
         return slices
-    kept = []
+    kept: list[Slice] = []
     for piece in slices:
         if limit <= 0:
             break

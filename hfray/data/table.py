@@ -1,22 +1,21 @@
-"""A table as plain data: its files, their slices, the schema of its rows."""
+"""A table as plain data: its files, the slices to read, and the schema of its rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from hfray.config.batch import InputSettings
 from hfray.data import jsontypes
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A run of rows of one file, for one read task. Positions count from 0: rows of Parquet and CSV, else lines."""
+    """A range of rows of one file, read by one task.
+
+    Positions count from 0. A position is a row number in Parquet and CSV files, and a line number in other files.
+    """
 
     uri: str
     name: str
@@ -28,8 +27,17 @@ class Slice:
 
 
 @dataclass(slots=True)
+class FileScan:
+    """The result of scanning one file: its slices and columns. JSONL columns have kinds, other columns a schema."""
+
+    slices: list[Slice]
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    kinds: dict[str, jsontypes.Kind] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Table:
-    """What a look at every file found: the columns' types, the number of rows, and slices to read them by."""
+    """The result of scanning all files: the columns' types and the slices to read."""
 
     settings: InputSettings
     slices: list[Slice]
@@ -38,5 +46,5 @@ class Table:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the table, `input.limit` applied."""
+        """The number of rows, after `input.limit`."""
         return sum(piece.rows for piece in self.slices)

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from hfray.config.batch import BatchSettings
-from hfray.data.readers import read_slice
+from hfray.data import readers
 from hfray.errors import SettingsError
 
 PREFIX_WORDS = 800  # about a thousand tokens
@@ -54,7 +54,7 @@ def write_case(settings: BenchSettings, path: Path) -> int:
     from hfray.data.scan import scan
 
     table = scan(settings.input)
-    rows = [row for piece in table.slices for block in read_slice(table, piece, 4096) for row in block.to_pylist()]
+    rows = [row for piece in table.slices for block in readers.read(table, piece, 4096) for row in block.to_pylist()]
     questions = [row["question"] for row in rows if row.get("question")]
     if not questions:
         raise SettingsError(

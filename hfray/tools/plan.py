@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from hfray.completion import Prompt
 from hfray.config.batch import BatchSettings
+from hfray.data import readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
-from hfray.data.readers import read_slice
+from hfray.data.records import python_rows
 from hfray.data.table import Table
 from hfray.errors import EngineDiedError, RequestError, SettingsError
 from hfray.runs.contents import Lengths
@@ -124,7 +125,7 @@ def sample(table: Table, done: DoneRows) -> pa.Table:
     slices = [table.slices[i] for i in np.unique(np.linspace(0, len(table.slices) - 1, BLOCKS).astype(int))]
     each, found = -(-BLOCKS // len(slices)), []
     for piece in slices:
-        for number, block in enumerate(read_slice(table, piece, BLOCK_ROWS)):
+        for number, block in enumerate(readers.read(table, piece, BLOCK_ROWS)):
             if number >= each:
                 break
             found.append(done.drop_from(block))
@@ -178,7 +179,7 @@ def _render(settings: BatchSettings, worker: Worker, rows: pa.Table, trial: Tria
     """The prompts that the engine would take, their tokens counted; the others' faults are counted too."""
     engine, prompts = worker.loop.engine, []
     trial.context_length = engine.context_length
-    for row in rows.to_pylist():
+    for row in python_rows(rows):
         try:
             if row["error"] is not None:
                 raise RequestError(row["error"])

@@ -20,7 +20,7 @@ from hfray.batch.monitor import Monitor
 from hfray.cluster.pools import pools_of
 from hfray.config.batch import InputSettings
 from hfray.config.secrets import to_plain
-from hfray.data.readers import read_slice
+from hfray.data import readers
 from hfray.data.scan import scan
 from hfray.errors import ExitCode, JobError, SettingsError
 from hfray.runs.fingerprint import fingerprint
@@ -131,7 +131,7 @@ def test_a_worker_that_died_idle_is_given_rows_again(shared_ray, tmp_path):
     table(tmp_path, 16 * 24)
     settings = batch_settings("input.path=in.jsonl", "output.path=out", *QUICK, f"workers=[{fake('a')}, {fake('b')}]")
     read = scan(InputSettings(path=str(tmp_path / "in.jsonl")))
-    blocks = [Block(ray.put(rows), rows.num_rows) for piece in read.slices for rows in read_slice(read, piece, 16)]
+    blocks = [Block(ray.put(rows), rows.num_rows) for piece in read.slices for rows in readers.read(read, piece, 16)]
     monitor = ray.remote(Monitor).remote(read.num_rows)
     with pools.Crew(pools_of(ray, settings)[:1], 16, monitor) as crew:
         answered = answer_all(crew, blocks[:12])

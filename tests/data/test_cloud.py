@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfray.config.secrets import credentials_in
+from hfray.data import readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
 from hfray.data.paths import open_filesystem
-from hfray.data.readers import read_slice
 from hfray.data.records import output_schema
 from hfray.data.scan import scan
 from hfray.errors import SettingsError, SupersededError
@@ -68,7 +68,7 @@ def test_tables_in_object_storage(s3, s3_query, spelling, monkeypatch):
     }.items():
         table = scan(settings(f"input.path=s3://bucket/{path}{query}").input)
         found = [
-            i for piece in table.slices for block in read_slice(table, piece, 2) for i in block["row_id"].to_pylist()
+            i for piece in table.slices for block in readers.read(table, piece, 2) for i in block["row_id"].to_pylist()
         ]
         assert found == ids
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfray.config.batch import InputSettings
-from hfray.data.readers import read_slice
+from hfray.data import readers
 from hfray.data.scan import scan
 from hfray.errors import SettingsError
 
@@ -23,7 +23,7 @@ ROWS = [
 
 def read(path, rows_per_block=2, **options):
     table = scan(InputSettings(path=str(path), **options))
-    blocks = [block for piece in table.slices for block in read_slice(table, piece, rows_per_block)]
+    blocks = [block for piece in table.slices for block in readers.read(table, piece, rows_per_block)]
     assert sum(block.num_rows for block in blocks) == table.num_rows
     assert all(block.num_rows <= rows_per_block for block in blocks)
     assert len({block.schema for block in blocks}) == 1
@@ -54,12 +54,12 @@ def test_files_of_several_paths_are_read_once_and_named_by_their_place(tmp_path)
     ids = [
         row
         for piece in read_once.slices
-        for block in read_slice(read_once, piece, 2)
+        for block in readers.read(read_once, piece, 2)
         for row in block["row_id"].to_pylist()
     ]
     assert ids == [f"{folder}/a.jsonl:0" for folder in both]
     alone = scan(InputSettings(path=[both[0], str(tmp_path / "one" / "a.jsonl")]))
-    assert [block["row_id"][0].as_py() for block in read_slice(alone, alone.slices[0], 2)] == ids[
+    assert [block["row_id"][0].as_py() for block in readers.read(alone, alone.slices[0], 2)] == ids[
         :1
     ]  # as beside another
 
@@ -122,12 +122,12 @@ def test_folders_globs_and_lists(tmp_path):
     assert [row["row_id"] for row in read(tmp_path / "x")] == ["a.jsonl:0", "y/b.jsonl:0"]
     assert {row["q"] for row in read(tmp_path / "*/a.jsonl")} == {"x/a.jsonl", "z/a.jsonl"}
     table = scan(InputSettings(path=[str(tmp_path / "x"), str(tmp_path / "z")]))
-    ids = [i for s in table.slices for b in read_slice(table, s, 10) for i in b["row_id"].to_pylist()]
+    ids = [i for s in table.slices for b in readers.read(table, s, 10) for i in b["row_id"].to_pylist()]
     assert len(set(ids)) == 3
 
 
 def test_slices_of_a_large_file_cover_it_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfray.data.readers.SLICE_BYTES", 100)
+    monkeypatch.setattr("hfray.data.files.SLICE_BYTES", 100)
     rows = [{"q": f"question {i} {'x' * (i % 50)}"} for i in range(100)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     table = scan(InputSettings(path=str(path)))
