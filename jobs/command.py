@@ -1,4 +1,4 @@
-"""What the commands share: Hydra overrides in, exit codes out, no traceback for a user's mistake."""
+"""What the commands share: overrides to settings, errors to exit codes, no traceback for a user's mistake."""
 
 from __future__ import annotations
 
@@ -6,39 +6,34 @@ import argparse
 import io
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import yaml
 
 from hfray.config.build import build
-from hfray.config.compose import compose, config_folder
+from hfray.config.compose import Composed, compose, config_folder
 from hfray.errors import ExitCode, SettingsError
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Composed)
 
 
-def settings_of(kind: type[T], doc: str | None, argv: list[str] | None = None) -> T:
-    """The settings of the command line, composed and checked; `--cfg` prints them as composed and ends."""
-    root = kind.ROOT
-    keys = config_folder() / f"{root}.yaml"
-    presets = ", ".join(sorted(path.stem for path in (config_folder() / "conf").glob("*.yaml")))
-    presets = f"Presets (conf=...): {presets}. " if "- conf:" in keys.read_text() else ""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m jobs.{root}",
-        description=doc,
-        epilog=f"{presets}All keys, each with a comment: {keys}",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="Hydra overrides: conf=PRESET, group=choice, key=value"
-    )
-    parser.add_argument("--cfg", action="store_true", help="print the settings as composed, and end")
+def settings_of(kind: type[T], doc: str | None, argv: Sequence[str] | None = None) -> T:
+    """The checked settings of a command line; with `--cfg`, print them and exit.
+
+    Args:
+        kind: the settings class of the command.
+        doc: the command's docstring, for `--help`.
+        argv: the words of the command line; None: those of this process.
+    """
+    parser = _parser(kind.ROOT, doc)
     arguments = parser.parse_intermixed_args(argv)
     values = compose(kind, arguments.overrides)
+    settings = build(kind, values)
     if arguments.cfg:
         print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
-    return build(kind, values)
+    return settings
 
 
 def run(main: Callable[[], int]) -> None:
@@ -58,6 +53,20 @@ def run(main: Callable[[], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = ExitCode.FAILED
     sys.exit(code)
+
+
+def _parser(root: str, doc: str | None) -> argparse.ArgumentParser:
+    keys = config_folder() / f"{root}.yaml"
+    presets = ", ".join(sorted(path.stem for path in (config_folder() / "conf").glob("*.yaml")))
+    presets = f"Presets (conf=...): {presets}. " if "- conf:" in keys.read_text() else ""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{root}",
+        description=doc,
+        epilog=f"{presets}All keys, each with a comment: {keys}",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="conf=PRESET, group=choice, key=value")
+    parser.add_argument("--cfg", action="store_true", help="print the composed settings and exit")
+    return parser
 
 
 def _interrupt(*_: object) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from hfray.config.engine import STRICT, EngineSettings, PromptSettings
 from hfray.config.secrets import check_no_credentials
-from hfray.config.workers import POOL_GROUPS, RaySettings, Workers, WorkerSettings, _check_pools
+from hfray.config.workers import POOL_GROUPS, RaySettings, Workers, WorkerSettings, check_pools, fold_one_pool
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class InputSettings:
-    """The table: files, folders or globs, local or in the cloud."""
+    """The input table: files, folders or globs, local or in the cloud."""
 
     path: str | list[str]
     format: Literal["parquet", "jsonl", "csv", "text"] | None = None
@@ -29,10 +30,11 @@ class InputSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OutputSettings:
-    """The output folder and how it is written.
+    """The output folder and how the job writes it.
 
-    `rows_per_file` bounds a file's rows; `flush_seconds` bounds how long finished rows wait to be written, and so
-    what a crash costs beyond the rows in flight.
+    Attributes:
+        rows_per_file: most rows in one file.
+        flush_seconds: finished rows wait at most this long for their file; a crash loses them and the rows in flight.
     """
 
     path: str
@@ -48,23 +50,28 @@ class OutputSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ErrorSettings:
-    """How many failed rows a run puts up with."""
+    """How many failed rows a run accepts."""
 
     max_fraction: float = Field(default=0.05, ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CostSettings:
-    """What a run costs: `per_worker_hour` in whatever currency, for the plan and the report."""
+    """What a run costs: `per_worker_hour` in any currency, for the plan and the report."""
 
     per_worker_hour: float | None = Field(default=None, ge=0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BatchSettings(EngineSettings):
-    """A batch job; `workers` is one kind of workers, or a list of pools of them. A list of one is that one."""
+    """A batch job.
 
-    ROOT: ClassVar = "batch"  # the file in conf/ that composes them
+    Attributes:
+        workers: one kind of workers, or a list of pools. A list of one pool means that pool's workers, and its backend,
+            device and model become the job's.
+    """
+
+    ROOT: ClassVar[str] = "batch"
 
     prompt: PromptSettings
     input: InputSettings
@@ -76,20 +83,17 @@ class BatchSettings(EngineSettings):
     plan: bool = False
     verbose: bool = False
 
+    _one_pool = model_validator(mode="before")(fold_one_pool)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.workers, list):
-            return
-        _check_pools(self.workers)
-        if len(self.workers) == 1:
-            pool = self.workers[0]
-            for section in POOL_GROUPS:
-                object.__setattr__(self, section, getattr(pool, section) or getattr(self, section))
-            object.__setattr__(self, "workers", pool.workers)
+        if isinstance(self.workers, list):
+            check_pools(self.workers)
+            _ = self.pools  # checks each pool as the job's own settings
 
     @property
     def pools(self) -> dict[str, BatchSettings]:
-        """By name the job as the workers of each pool run it, in the order of `workers`; without pools, itself."""
+        """The job as each pool runs it, by the pool's name, in the order of `workers`; without pools, the job itself."""
         if not isinstance(self.workers, list):
             return {"": self}
         found: dict[str, BatchSettings] = {}
@@ -102,10 +106,14 @@ class BatchSettings(EngineSettings):
 
     @property
     def start_timeout(self) -> float:
-        """Seconds to wait for the first worker of all."""
-        return max(pool.workers.start_timeout for pool in self.pools.values())
+        """Seconds to wait for the first worker of any pool."""
+        return max(kind.start_timeout for kind in self._kinds)
 
     @property
     def rows_per_block(self) -> int | None:
-        """Rows handed to a worker at a time, where it is set; one number for all, as the table has one cut."""
-        return next((p.workers.rows_per_block for p in self.pools.values() if p.workers.rows_per_block), None)
+        """Rows that a worker takes at a time, if set; one number for all pools, since they share the blocks."""
+        return next((kind.rows_per_block for kind in self._kinds if kind.rows_per_block), None)
+
+    @property
+    def _kinds(self) -> Sequence[WorkerSettings]:
+        return self.workers if isinstance(self.workers, list) else [self.workers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -16,13 +16,13 @@ Task = Literal["text-generation", "text2text-generation", "summarization", "tran
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelSettings:
-    """Which model; the fields are those of `from_pretrained`."""
+    """Which model; the fields have the names of `from_pretrained`'s arguments."""
 
     source: str
     revision: str | None = None
     trust_remote_code: bool = False
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    kwargs: dict[str, Any] = Field(default_factory=dict)
+    kwargs: dict[str, object] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_no_credentials("model.source", self.source)
@@ -30,10 +30,10 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OpenVINOBackend:
-    """OpenVINO GenAI's continuous batching; `ov_config` goes to OpenVINO untouched."""
+    """OpenVINO GenAI's continuous batching; OpenVINO gets `ov_config` unchanged."""
 
     name: Literal["openvino"]
-    ov_config: dict[str, Any] = Field(default_factory=dict)
+    ov_config: dict[str, object] = Field(default_factory=dict)
     weight_format: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
     group_size: int | None = None
     batch_size: int | None = Field(default=None, ge=1)
@@ -44,9 +44,11 @@ class OpenVINOBackend:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TransformersBackend:
-    """transformers and torch; `attention` is `attn_implementation`; None: sdpa, reading shared key-value heads once.
+    """transformers and torch.
 
-    `kv_cache_gib` and `prefix_caching` are those of `paged`, transformers' own continuous batching.
+    Attributes:
+        attention: `attn_implementation`; None: sdpa that reads shared key-value heads once.
+        paged: use transformers' own continuous batching; `kv_cache_gib` and `prefix_caching` apply to it only.
     """
 
     name: Literal["transformers"]
@@ -60,10 +62,10 @@ class TransformersBackend:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VLLMBackend:
-    """vLLM's engine; `options` are its `EngineArgs`, passed through untouched."""
+    """vLLM's engine; vLLM gets `options` unchanged, as its `EngineArgs`."""
 
     name: Literal["vllm"]
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, object] = Field(default_factory=dict)
     batch_size: int | None = Field(default=None, ge=1)
     batch_tokens: int | None = Field(default=None, ge=1)
     kv_cache_gib: float | None = Field(default=None, gt=0)
@@ -93,50 +95,58 @@ Backend = OpenVINOBackend | TransformersBackend | VLLMBackend | FakeBackend
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DeviceSettings:
-    """Where the model runs: `index` -1 CPU, n the n-th GPU; `map` an accelerate device map; `name` OpenVINO's."""
+    """Where the model runs.
+
+    Attributes:
+        index: -1 for the CPU, n for the n-th GPU.
+        map: an accelerate device map, instead of `index`.
+        name: OpenVINO's device name.
+    """
 
     index: int | None = Field(default=None, ge=-1)
-    map: str | dict[str, Any] | None = None
+    map: str | dict[str, object] | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
         if self.map is not None and self.index is not None and self.index >= 0:
             raise ValueError(
-                f"device.index={self.index} and device.map={self.map!r} are both given: one GPU, or a map over several. "
-                "Drop one of them."
+                f"device.index={self.index} and device.map={self.map!r} are both given, but the first means one GPU and "
+                "the second a map over several. Drop one of them."
             )
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether an engine needs a CUDA GPU from Ray (an Intel GPU under OpenVINO is `name`, and none of these)."""
+        """Whether an engine needs a CUDA GPU from Ray; an Intel GPU under OpenVINO (`name`) is none."""
         return self.map not in (None, "cpu") or (self.index is not None and self.index >= 0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptSettings:
-    """How a record becomes a prompt: a LangChain template, or `target`, a LangChain object of the user's own."""
+    """How a record becomes a prompt: by a LangChain template, or by `target`, the user's own LangChain object."""
 
     template: str | None = None
     format: Literal["f-string", "jinja2", "mustache"] = "f-string"
     chat: bool = False
     system: str | None = None
-    target: dict[str, Any] | None = None
+    target: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EngineSettings:
-    """All that decides an engine and its text: what `load_engine` takes, for every way of running it."""
+    """An engine and its text: what `load_engine` takes."""
+
+    ROOT: ClassVar[str] = "load_engine"  # the file in conf/ that composes these settings
 
     model: ModelSettings
     task: Task = "text-generation"
     backend: Backend = Field(discriminator="name")
     device: DeviceSettings = Field(default_factory=DeviceSettings)
-    generation: dict[str, Any] = Field(default_factory=dict)
+    generation: dict[str, object] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.task == "text-generation" and (self.params.num_beams or 1) > 1:
             raise ValueError(
-                f"generation.num_beams={self.params.num_beams}: beam search runs for sequence-to-sequence tasks only. "
+                f"generation.num_beams={self.params.num_beams}: only sequence-to-sequence tasks run beam search. "
                 "Drop it, or sample with generation.temperature."
             )
         if self.backend.name == "transformers" and self.backend.paged:
@@ -152,8 +162,7 @@ class EngineSettings:
             beyond = f"generation.{beyond}"
         if beyond is not None:
             raise ValueError(
-                f"{beyond}: backend.paged=true is text-generation on one device, greedy and no more. "
-                "Use backend.paged=false."
+                f"{beyond}: backend.paged=true runs greedy text-generation on one device only. Use backend.paged=false."
             )
 
     @property

@@ -6,19 +6,22 @@ import dataclasses
 import ipaddress
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from hfray.config.engine import STRICT, EngineSettings, PromptSettings
-from hfray.config.workers import RaySettings, WorkerSettings
+from hfray.config.workers import RaySettings, WorkerSettings, keyword_values
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ServerSettings:
-    """The online service: where it listens, who may use it, and how much it takes on at once.
+    """The online service: where it listens, who may use it, and how much it accepts at once.
 
-    `api_keys` says where the keys are, never what they are: `env:NAME` or `file:PATH`, one or more keys between
-    commas or line ends. `max_queue` counts completions that wait beyond what one engine runs at once.
+    Attributes:
+        api_keys: where the keys are, never the keys themselves: `env:NAME` or `file:PATH`. Commas or line ends separate
+            several keys.
+        max_queue: completions that may wait, beyond those that one engine runs at once.
     """
 
     host: str = "127.0.0.1"
@@ -43,23 +46,23 @@ class ServerSettings:
                 f"serve.replicas={self.replicas!r}: must be a count >= 1 or [min, max] with 1 <= min <= max."
             )
         if self.api_keys is not None and not self.api_keys.startswith(("env:", "file:")):
-            raise ValueError(  # the value may be a key itself: it is not repeated
+            raise ValueError(  # without the value, which may be a key
                 "serve.api_keys: must be env:NAME (an environment variable that holds the keys) or file:PATH."
             )
         if not (self.local or self.api_keys or self.allow_public):
             raise ValueError(
-                f"serve.host={self.host}: others could reach it, and there are no API keys. Set serve.api_keys=env:NAME "
-                "or file:PATH, or serve.allow_public=true to let in whoever asks."
+                f"serve.host={self.host}: other machines can reach this address, and there are no API keys. Set "
+                "serve.api_keys=env:NAME or file:PATH, or serve.allow_public=true to accept every client."
             )
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the service."""
         return is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is this machine's own, seen by itself alone."""
+    """Whether an address or host name is reachable from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -68,9 +71,13 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ServeSettings(EngineSettings):
-    """The online service; `workers` is what one replica takes, and `serve.replicas` how many there are."""
+    """The online service.
 
-    ROOT: ClassVar = "serve"
+    Attributes:
+        workers: what one replica takes; `workers.size` always equals `serve.replicas`.
+    """
+
+    ROOT: ClassVar[str] = "serve"
 
     prompt: PromptSettings
     serve: ServerSettings = Field(default_factory=ServerSettings)
@@ -79,6 +86,18 @@ class ServeSettings(EngineSettings):
     emit: str | None = None
     verbose: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "workers", dataclasses.replace(self.workers, size=self.serve.replicas))
+    @model_validator(mode="before")
+    @classmethod
+    def _one_worker_per_replica(cls, given: object) -> object:
+        values = keyword_values(given)
+        serve, workers = values.get("serve", {}), values.get("workers")
+        replicas = getattr(serve, "replicas", ServerSettings.replicas)
+        if isinstance(serve, dict):
+            replicas = serve.get("replicas", replicas)
+        if isinstance(workers, WorkerSettings):
+            values["workers"] = dataclasses.replace(workers, size=replicas)
+        elif isinstance(given, ArgsKwargs):
+            values.setdefault("workers", WorkerSettings(size=replicas))
+        elif isinstance(workers, dict | None):
+            values["workers"] = {**(workers or {}), "size": replicas}
+        return ArgsKwargs((), values) if isinstance(given, ArgsKwargs) else values

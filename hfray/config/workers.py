@@ -7,16 +7,20 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from hfray.config.engine import STRICT, Backend, DeviceSettings, ModelSettings
 
-POOL_GROUPS = ("backend", "device", "model")  # that a pool may have of its own, as a mapping or a choice by name
+POOL_GROUPS = ("backend", "device", "model")  # a pool may have its own, as a mapping or as the name of a choice
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WorkerSettings:
-    """The actor pool: `size` n, [min, max] or as many workers as the nodes carry, one engine in each; the rest is what
-    one worker takes.
+    """The workers, each with one engine.
+
+    Attributes:
+        size: how many; [min, max] grows and shrinks with the work; "auto" depends on the nodes.
+        cpus, gpus, resources, labels: what one worker takes.
     """
 
     size: int | list[int] | Literal["auto"] = "auto"
@@ -39,7 +43,7 @@ class WorkerSettings:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Fewest and most workers; `auto` is one here, until `hfray.cluster.pools.sized` has seen the nodes."""
+        """Fewest and most workers; `auto` counts as one until `hfray.cluster.pools.sized` has seen the nodes."""
         if self.size == "auto":
             return (1, 1)
         return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[-1])
@@ -47,9 +51,9 @@ class WorkerSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolSettings(WorkerSettings):
-    """One of several kinds of workers: what one takes, and what it runs where that is not the job's own."""
+    """One of several kinds of workers: what a worker takes, and what it runs if that differs from the job."""
 
-    size: int | list[int] | Literal["auto"] = 1  # auto would have each pool take the whole of the nodes they share
+    size: int | list[int] | Literal["auto"] = 1  # with auto each pool would take all of the nodes that the pools share
     name: str | None = None
     backend: Annotated[Backend, Field(discriminator="name")] | None = None
     device: DeviceSettings | None = None
@@ -57,13 +61,13 @@ class PoolSettings(WorkerSettings):
 
     @property
     def workers(self) -> WorkerSettings:
-        """The pool without what it runs."""
+        """The pool's workers, without what they run."""
         return WorkerSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(WorkerSettings)})
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RaySettings:
-    """Where Ray runs: an address, "auto" for the cluster this machine belongs to, "local" for one of our own."""
+    """Where Ray runs: an address, "auto" for the cluster of this machine, "local" for a Ray of the job's own."""
 
     address: str | None = None
 
@@ -75,16 +79,45 @@ Workers = Annotated[
 ]
 
 
-def _check_pools(pools: list[PoolSettings]) -> None:
+def keyword_values(given: object) -> dict[str, object]:
+    """The values that pydantic hands to a `before` validator of a dataclass, as a dictionary of its own."""
+    values = given.kwargs if isinstance(given, ArgsKwargs) else given
+    return {**values} if isinstance(values, dict) else {}
+
+
+def fold_one_pool(given: object) -> object:
+    """Values of a job in which a list of one pool is replaced by the pool's own workers, backend, device and model."""
+    values = keyword_values(given)
+    pools = values.get("workers")
+    if not isinstance(pools, list) or len(pools) != 1:
+        return given
+    pool = pools[0]
+    if isinstance(pool, PoolSettings):
+        own, values["workers"] = vars(pool), pool.workers
+    elif isinstance(pool, dict):
+        own = pool
+        values["workers"] = {"size": PoolSettings.size} | {
+            key: value for key, value in pool.items() if key not in (*POOL_GROUPS, "name")
+        }
+    else:
+        return given
+    values |= {group: own[group] for group in POOL_GROUPS if own.get(group) is not None}
+    return ArgsKwargs((), values) if isinstance(given, ArgsKwargs) else values
+
+
+def check_pools(pools: list[PoolSettings]) -> None:
+    """Check what pools must share. Raises ValueError, naming key, value and remedy."""
     if not pools:
-        raise ValueError("workers=[]: names no pool. List at least one, as in workers='[{size: 2}]', or leave it out.")
-    cuts = {pool.rows_per_block for pool in pools} - {None}
+        raise ValueError(
+            "workers=[]: the list names no pool. List at least one, as in workers='[{size: 2}]', or leave it out."
+        )
+    cuts = sorted({pool.rows_per_block for pool in pools if pool.rows_per_block})
     if len(cuts) > 1:
         raise ValueError(
-            f"workers: rows_per_block is {' here and '.join(map(str, sorted(cuts)))} there. A block is cut before it is "
-            "known who takes it: give one number, in one of the pools."
+            f"workers: pools have different rows_per_block ({', '.join(map(str, cuts))}), but they share the blocks. "
+            "Give one number, in one of the pools."
         )
     names = [pool.name for pool in pools if pool.name]
     for number, pool in enumerate(pools):
         if pool.name and names.count(pool.name) > 1:
-            raise ValueError(f"workers[{number}].name={pool.name}: is the name of two pools. Give each its own.")
+            raise ValueError(f"workers[{number}].name={pool.name}: two pools have this name. Give each its own.")

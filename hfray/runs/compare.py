@@ -34,7 +34,7 @@ class PageOutput:
 class CompareSettings:
     """The settings of `jobs.compare`; `samples` is the number of differing rows on the page."""
 
-    ROOT: ClassVar = "compare"
+    ROOT: ClassVar[str] = "compare"
 
     first: str
     second: str

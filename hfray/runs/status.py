@@ -40,7 +40,7 @@ class StatusOutput:
 class StatusSettings:
     """What `jobs.status` takes."""
 
-    ROOT: ClassVar = "status"
+    ROOT: ClassVar[str] = "status"
 
     output: StatusOutput
 

@@ -44,7 +44,7 @@ class BenchOptions:
 class BenchSettings(BatchSettings):
     """The settings of a batch job, and how to measure the job."""
 
-    ROOT: ClassVar = "bench"
+    ROOT: ClassVar[str] = "bench"
 
     bench: BenchOptions
 

@@ -38,7 +38,7 @@ class ExportOutput:
 class ExportSettings(EngineSettings):
     """The settings of an export: model, task, weight format, target folder."""
 
-    ROOT: ClassVar = "export"
+    ROOT: ClassVar[str] = "export"
 
     output: ExportOutput
 

@@ -1,19 +1,27 @@
-"""Every preset composes; every mistake is named with its key, value and remedy."""
+"""Every preset composes; the message of every mistake has its key, its value and a remedy."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from hfray.config.batch import BatchSettings
+from hfray.config.batch import BatchSettings, InputSettings, OutputSettings
 from hfray.config.build import build
 from hfray.config.compose import config_folder, load_settings
+from hfray.config.engine import EngineSettings, FakeBackend, ModelSettings, PromptSettings
+from hfray.config.serve import ServerSettings, ServeSettings
+from hfray.config.workers import PoolSettings, WorkerSettings
 from hfray.errors import SettingsError
 from hfray.params import GenerationParams
+from hfray.runs.compare import CompareSettings
 from hfray.runs.fingerprint import fingerprint
+from hfray.runs.status import StatusSettings
+from hfray.tools.bench_cases import BenchSettings
+from hfray.tools.export import ExportSettings
 from tests.conftest import batch_settings, run_job
 
 IO = ["input.path=in.jsonl", "output.path=out"]
@@ -64,6 +72,14 @@ def test_presets_are_what_they_promise():
     assert batch_settings(*IO, "conf=gpt2_gpu").device.index == 0
 
 
+KINDS = {
+    "serve": ServeSettings,
+    "export": ExportSettings,
+    "bench": BenchSettings,
+    "status": StatusSettings,
+    "compare": CompareSettings,
+    "engine": EngineSettings,
+}
 PAGED = ["backend=transformers", "backend.paged=true"]
 
 
@@ -92,6 +108,32 @@ PAGED = ["backend=transformers", "backend.paged=true"]
         ([*PAGED, "device=auto"], ["device.map=auto", "backend.paged=false"]),
         ([*PAGED, "task=summarization"], ["task=summarization", "backend.paged=false"]),
         (["backend=opnvino"], ["backend=opnvino", "openvino"]),
+        (["bakend=openvino"], ["bakend=openvino", "Did you mean backend?"]),
+        (["cnf=fake"], ["cnf=fake", "Did you mean conf?"]),
+        (["pln=true"], ["pln=true", "Did you mean plan?"]),
+        (["backend=vllm", "+backend.option=1"], ["backend.option=1", "Did you mean backend.options?"]),
+        (["backend=vllm", "backend.option=1"], ["backend.option=1", "Did you mean backend.options?"]),
+        (["backend=openvino", "backend.option=1"], ["backend.option=1", "Known keys: backend.name, backend.ov_config"]),
+        (["backend=openvino", "backend.ov_confg=1"], ["backend.ov_confg=1", "Did you mean backend.ov_config?"]),
+        (["backend=transformers", "backend.page=true"], ["backend.page=True", "Did you mean backend.paged?"]),
+        (["conf=fake", "backend.die=x"], ["backend.die='x'", "Did you mean backend.die_on?"]),
+        (["backend=vllm", "backend.batch_size=many"], ["backend.batch_size='many'", "integer"]),
+        (["max_fraction=0.1"], ["max_fraction=0.1", "no such key"]),
+        (["output.max_fraction=0.1"], ["output.max_fraction=0.1", "Did you mean errors.max_fraction?"]),
+        (["workers.batch_size=8"], ["workers.batch_size=8", "Did you mean backend.batch_size?"]),
+        (["workers.resources.disk=much"], ["workers.resources.disk='much'", "number"]),
+        (["input.path=[a, 1]"], ["input.path", "string"]),
+        (
+            ["workers=[{}, {backend: {name: vllm, option: 1}}]"],
+            ["workers[1].backend.option=1", "workers[1].backend.options"],
+        ),
+        (["workers=[{}, {weight_format: int8}]"], ["workers[1].weight_format=", "Did you mean backend.weight_format?"]),
+        (["workers=[{}, {size: [a, 2]}]"], ["workers[1].size", "integer"]),
+        (["workers=[{cpu: 4}]"], ["workers.cpu=4", "Did you mean workers.cpus?"]),
+        (
+            ["workers=[{}, {backend: {name: transformers, paged: true}}]", "generation.temperature=1"],
+            ["generation.temperature=1", "backend.paged=false"],
+        ),
     ],
 )
 def test_mistakes_are_named(overrides, words):
@@ -101,7 +143,32 @@ def test_mistakes_are_named(overrides, words):
         assert word in str(caught.value)
 
 
-def test_a_missing_must_is_named():
+@pytest.mark.parametrize(
+    ("kind", "overrides", "words"),
+    [
+        ("serve", ["serve.prt=1"], ["serve.prt=1", "Did you mean serve.port?"]),
+        ("serve", ["serve.port=0"], ["serve.port=0"]),
+        ("serve", ["serve.replicas=[3,1]"], ["serve.replicas=[3, 1]", "min"]),
+        ("serve", ["output.path=x"], ["output", "no such key"]),
+        ("export", ["output.path=x", "output.overwite=true"], ["output.overwite=True", "output.overwrite?"]),
+        ("export", ["output.path=x", "workers.size=2"], ["workers={'size': 2}", "no such key"]),
+        ("bench", ["bench.round=1"], ["bench.round=1", "Did you mean bench.rounds?"]),
+        ("bench", ["bench.rounds=0"], ["bench.rounds=0"]),
+        ("bench", ["suit=peers"], ["suit=peers", "Did you mean suite?"]),
+        ("status", ["output.pth=x", "output.path=y"], ["output.pth='x'", "Did you mean output.path?"]),
+        ("status", [], ["output.path is not given"]),
+        ("compare", ["first=a", "second=b", "sample=1"], ["sample=1", "Did you mean samples?"]),
+        ("engine", ["input.path=x"], ["input", "no such key"]),
+    ],
+)
+def test_mistakes_in_the_settings_of_other_commands_are_named(kind, overrides, words):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(overrides, KINDS[kind])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_required_key_without_a_value_is_named():
     with pytest.raises(SettingsError, match=r"input\.path is not given"):
         load_settings(["output.path=x"])
 
@@ -130,6 +197,28 @@ def test_cfg_prints_what_runs(tmp_path):
     done = run_job(*IO, "conf=bloom_gpu", "--cfg", cwd=tmp_path)
     assert done.returncode == 0
     assert build(BatchSettings, yaml.safe_load(done.stdout)).device.index == 0
+
+
+def test_settings_made_in_python_equal_composed_ones():
+    """Nothing rewrites settings after they are made, and both ways give the same."""
+    model, backend, pool_backend = (
+        ModelSettings(source="m"),
+        FakeBackend(name="fake"),
+        FakeBackend(name="fake", batch_size=3),
+    )
+    same = {"model": model, "prompt": PromptSettings(template="{a}")}
+    files = {"input": InputSettings(path="a"), "output": OutputSettings(path="b")}
+    pool = PoolSettings(name="x", size=2, backend=pool_backend)
+    one = BatchSettings(**same, **files, backend=backend, workers=[pool])
+    assert one == BatchSettings(**same, **files, backend=pool_backend, workers=WorkerSettings(size=2))
+    assert dataclasses.replace(one, workers=[PoolSettings(cpus=3)]).workers == WorkerSettings(size=1, cpus=3)
+    assert build(BatchSettings, dataclasses.asdict(one)) == one
+    service = ServeSettings(**same, backend=backend, serve=ServerSettings(replicas=[1, 3]))
+    assert service.workers.bounds == (1, 3)
+    assert ServeSettings(**same, backend=backend).workers.size == 1
+    more = ServeSettings(**same, backend=backend, workers=WorkerSettings(size=7, cpus=2))
+    assert (more.workers.size, more.workers.cpus) == (1, 2)
+    assert build(ServeSettings, dataclasses.asdict(service)) == service
 
 
 def test_a_mistake_is_exit_2_without_ray_and_without_a_traceback(tmp_path):

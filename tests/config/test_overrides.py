@@ -1,4 +1,4 @@
-"""What people type after `key=` arrives, through a real shell."""
+"""What people type after `key=` arrives, through a real shell too."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEMPLATES = [
 
 
 def typed(command: str) -> dict:
-    """What a shell's command composes."""
+    """The composed settings of a command that runs through a shell."""
     shown = f"{shlex.quote(sys.executable)} -m jobs.batch input.path=in output.path=out --cfg {command}"
     done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -76,7 +76,7 @@ def test_text_keys_keep_lists_nulls_and_hydras_quotes():
     assert batch_settings(*IO, "++prompt.template={text}").prompt.template == "{text}"
 
 
-def test_a_value_that_the_grammar_does_not_read_is_shown_quoted():
+def test_a_value_that_the_grammar_cannot_read_is_shown_quoted():
     with pytest.raises(SettingsError) as caught:
         batch_settings(*IO, "model.kwargs.note=it's {so}")
     words = str(caught.value)
@@ -91,8 +91,8 @@ def test_values_between_commas_are_shown_quoted():
         batch_settings(*IO, "model.kwargs.note=a, b")
 
 
-def test_a_word_that_is_no_override_is_named():
-    with pytest.raises(SettingsError, match=r"politely: is no key=value"):
+def test_a_word_that_is_not_key_value_is_named():
+    with pytest.raises(SettingsError, match=r"politely: this is not key=value"):
         batch_settings(*IO, "politely")
 
 
