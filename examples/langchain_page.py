@@ -1,8 +1,8 @@
-"""LangChain's page "Hugging Face Local Pipelines", block by block: the import changed, and its models by a local one.
+"""LangChain's page "Hugging Face Local Pipelines", block by block, with our import and a local model.
 
     python examples/langchain_page.py
 
-The page's `device=0` is `DEVICE`: set it to 0 where there is a GPU.
+`DEVICE` replaces the page's `device=0`. Set it to 0 on a machine with a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ hf = HuggingFacePipeline.from_model_id(
     pipeline_kwargs={"max_new_tokens": 10, "do_sample": False},
 )
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline  # noqa: E402  where the page has it
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline  # noqa: E402  the page imports it here
 
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
 model = AutoModelForCausalLM.from_pretrained(MODEL)
@@ -84,7 +84,7 @@ ov_llm = HuggingFacePipeline.from_model_id(
 )
 print(repr((prompt | ov_llm.bind(skip_prompt=True)).invoke({"question": question})))
 
-print("--- Inference with local OpenVINO model: int8, quantized at run time too")
+print("--- Inference with local OpenVINO model: int8 weights, activations quantized at run time")
 with tempfile.TemporaryDirectory() as folder:
     ov_model_dir = str(Path(folder) / "ov_model_dir")
     export = [

@@ -1,8 +1,8 @@
-"""`batch` of 64 questions on the real 135M model: hfray's HuggingFacePipeline beside langchain-huggingface's, in one run.
+"""Compare `batch` of 64 questions on the real 135M model: langchain-huggingface's HuggingFacePipeline and hfray's.
 
-    python examples/langchain_speed.py [QUESTIONS.jsonl]     # a file with a `question` column; default: ours
+    python examples/langchain_speed.py [QUESTIONS.jsonl]     # a file with a `question` column; default: examples/questions.jsonl
 
-Greedy; theirs at batch_size=2, as LangChain's page has it.
+Decoding is greedy. langchain-huggingface runs with batch_size=2, as on LangChain's page.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""`ray job submit`, end to end on this machine: a head of its own with token authentication, the demo job, its answers.
+"""Run the demo job through `ray job submit` on this machine: start a head with token authentication, submit, show answers.
 
     python examples/submit_demo.py [--installed] [key=value ...]
 
-Against a cluster of your own you need only the middle part: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or
-RAY_AUTH_TOKEN) in the environment, and `ray job submit --address http://HEAD:8265 --working-dir . -- python -m
+On a cluster of your own you need only the middle part: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or
+RAY_AUTH_TOKEN) in the environment, and run `ray job submit --address http://HEAD:8265 --working-dir . -- python -m
 jobs.batch ...` with absolute paths or URLs.
 """
 
@@ -29,17 +29,17 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD_SECONDS = 120.0  # to wait for the head
-STOP_SECONDS = 15.0  # to let it end by itself
-# What the job does not need stays here; .gitignore is honoured too.
+HEAD_SECONDS = 120.0  # how long to wait for the head
+STOP_SECONDS = 15.0  # how long to wait for the head to end by itself
+# Ray does not upload these, nor what .gitignore names.
 EXCLUDES = [".git", ".venv", "outputs", "tests", "k8s", "*.parquet"]
 
 
 @contextlib.contextmanager
 def head(folder: Path, num_cpus: int | None = None) -> Iterator[dict[str, str]]:
-    """A Ray head on loopback alone, with a token; yields the environment that its clients need.
+    """Start a Ray head on loopback, with a token; yields the environment variables that its clients need.
 
-    At the end all that it started is gone, and nothing else: `ray stop` would end every Ray of this machine.
+    At the end it stops only the processes that it started. `ray stop` would stop every Ray on this machine.
     """
     token = folder / "token"
     token.touch(mode=0o600)
@@ -66,7 +66,7 @@ def head(folder: Path, num_cpus: int | None = None) -> Iterator[dict[str, str]]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on, and that no system gives away by itself before we come to use them."""
+    """Free ports of loopback, below the range that systems assign by themselves, so that they stay free until we use them."""
     found: set[int] = set()
     while len(found) < count:
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(process: subprocess.Popen, address: str, token: str, log: Path) -> None:
-    """Wait until the head takes jobs. Raises RuntimeError with its last words."""
+    """Wait until the head accepts jobs. Raises RuntimeError with the end of its log."""
     request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
     deadline = time.monotonic() + HEAD_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
@@ -87,7 +87,7 @@ def wait_for(process: subprocess.Popen, address: str, token: str, log: Path) -> 
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process and all that descend from it, by their ids."""
+    """End a process and its descendants, by their ids."""
     family = []
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
@@ -97,17 +97,17 @@ def end(process: subprocess.Popen) -> None:
         process.wait(timeout=STOP_SECONDS)
     process.kill()
     process.wait()
-    for member in family:  # psutil tells a process from a later one that has its id
+    for member in family:  # psutil distinguishes a process from a later one with the same id
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     psutil.wait_procs(family, timeout=STOP_SECONDS)
 
 
 def submit(environment: dict[str, str], *overrides: str, installed: bool = False, options: tuple = ()) -> int:
-    """Submit a batch job and follow it; returns the exit code of `ray job submit`: 0, or 1 if the job failed.
+    """Submit a batch job and follow its log. Returns the exit code of `ray job submit`: 0, or 1 if the job failed.
 
     Args:
-        installed: use the package that the cluster has, instead of sending this checkout along.
+        installed: use the hfray that the cluster has installed, instead of uploading this checkout.
     """
     command = ["ray", "job", "submit", *options]
     if not installed:
@@ -118,7 +118,7 @@ def submit(environment: dict[str, str], *overrides: str, installed: bool = False
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--installed", action="store_true", help="use the installed hfray, send no working directory")
+    parser.add_argument("--installed", action="store_true", help="use the installed hfray, upload no working directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of jobs.batch")
     arguments = parser.parse_args()
     answers = ROOT / "outputs" / "submit-demo"

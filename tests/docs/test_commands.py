@@ -26,6 +26,7 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)  # a page runs several jobs, one after the other
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_bash_runs_the_marked_blocks(page, tmp_path):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
@@ -39,7 +40,7 @@ def test_bash_runs_the_marked_blocks(page, tmp_path):
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=250,
+                timeout=400,
                 check=False,
             )
             assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
