@@ -14,6 +14,7 @@ PAGES = sorted(
     + list((ROOT / "docs").glob("*.md"))
 )
 FENCE = re.compile(r"^(?P<run><!-- run -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+PATH_IN_CODE = re.compile(r"`(?P<path>(?:hfray|jobs|conf|tests|docs|k8s|examples)/[\w./-]*)`")
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 
 # Stands in for a program: appends the number of its arguments and the arguments to $RECORD, and does nothing else.

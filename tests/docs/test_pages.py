@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.docs.markdown import LINK, PAGES, ROOT, anchors, blocks
+from tests.docs.markdown import LINK, PAGES, PATH_IN_CODE, ROOT, anchors, blocks
 
 GENERATED = ROOT / "docs" / "settings.md"  # a command writes it; its own test says whether it is fresh
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -22,6 +22,12 @@ def test_links_lead_somewhere(page):
         assert other.exists() or other == GENERATED, match["target"]
         if anchor:
             assert anchor in anchors(other), match["target"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_named_paths_exist(page):
+    for match in PATH_IN_CODE.finditer(page.read_text()):
+        assert (ROOT / match["path"]).exists(), match["path"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
