@@ -14,12 +14,10 @@ from pathlib import Path
 
 from langchain_core.prompts import PromptTemplate
 
-from hfray import HuggingFacePipeline
-from hfray.config.compose import load_settings
-from hfray.models.source import fetch
+from hfray import EngineSettings, HuggingFacePipeline, load_settings, prepare_model
 
 DEVICE = -1
-MODEL = str(fetch(load_settings(["input.path=-", "output.path=-"]).model))
+MODEL = str(prepare_model(load_settings(["conf=smollm2_cpu"], EngineSettings)))
 
 print("--- Model loading")
 hf = HuggingFacePipeline.from_model_id(

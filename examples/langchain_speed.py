@@ -15,9 +15,7 @@ from pathlib import Path
 from langchain_core.prompts import PromptTemplate
 from langchain_huggingface import HuggingFacePipeline as Theirs
 
-from hfray import HuggingFacePipeline
-from hfray.config.compose import load_settings
-from hfray.models.source import fetch, prepare
+from hfray import EngineSettings, HuggingFacePipeline, load_settings, prepare_model
 
 COUNT, NEW_TOKENS = 64, 32
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
@@ -27,8 +25,10 @@ def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "questions.jsonl"
     questions = [json.loads(line) for line in path.read_text().splitlines()][:COUNT]
     questions = [{"question": row["question"]} for row in questions]
-    settings = load_settings(["input.path=-", "output.path=-"])
-    folder, ir = str(fetch(settings.model)), str(prepare(settings))
+    folder, ir = (
+        str(prepare_model(load_settings([f"conf={preset}"], EngineSettings)))
+        for preset in ("smollm2_cpu", "smollm2_openvino")
+    )
     prompt = PromptTemplate.from_template("Question: {question}\n\nAnswer: Let's think step by step.")
     options = {"pipeline_kwargs": {"max_new_tokens": NEW_TOKENS, "do_sample": False}, "batch_size": 2}
     openvino = {"backend": "openvino", "model_kwargs": {"device": "CPU", "ov_config": EXACT}}

@@ -1,4 +1,4 @@
-"""The errors that are part of the contract: what each means for a run, a row or a request."""
+"""The errors of the public API, and the exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ class TooManyErrorsError(RuntimeError):
 
 
 class JobError(RuntimeError):
-    """The job cannot go on; what is done is kept. The message is the cause, for a person."""
+    """The job cannot continue; finished rows are kept. The message names the cause."""
 
 
 class SettingsError(ValueError):
-    """Settings or input that cannot be used: exit code 2, nothing started."""
+    """The settings or the input cannot be used: exit code 2, and nothing was started."""
 
 
 class EngineDiedError(RuntimeError):
-    """The engine itself failed: no request's fault, and nothing more will come out of it."""
+    """The engine itself failed. No request caused this, and the engine answers no further request."""
 
 
 class RequestError(ValueError):
-    """A request's own fault (its prompt is too long, empty, not text): an error row, never a dead worker."""
+    """A request is at fault (its prompt is too long, empty or not text): it becomes an error row; the worker lives on."""
 
 
 class WriteError(RuntimeError):
-    """Output could not be written: the job fails, and what was written before stays."""
+    """Output could not be written: the job fails, and the files written before stay."""
 
 
 class SupersededError(WriteError):
-    """Another run has taken the output folder over."""
+    """Another run has taken over the output folder."""
 
 
 class ExitCode(IntEnum):
-    """How a command ends.
+    """The exit code of a command.
 
     UNUSABLE: the settings or the input cannot be used. TOO_MANY_ERRORS: more rows failed than `errors.max_fraction`
     allows.

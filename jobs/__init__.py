@@ -1,1 +1,1 @@
-"""Launchers: compose the settings, check them, run, close."""
+"""The commands: each composes its settings, checks them, runs and exits."""

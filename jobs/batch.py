@@ -1,4 +1,4 @@
-"""A table of records through a prompt template and a Hugging Face model, into Parquet.
+"""Run a table of records through a prompt template and a Hugging Face model, and write Parquet.
 
 python -m jobs.batch input.path=questions.jsonl output.path=answers [conf=PRESET] [key=value ...]
 """

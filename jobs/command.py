@@ -60,7 +60,7 @@ def _parser(root: str, doc: str | None) -> argparse.ArgumentParser:
     presets = ", ".join(sorted(path.stem for path in (config_folder() / "conf").glob("*.yaml")))
     presets = f"Presets (conf=...): {presets}. " if "- conf:" in keys.read_text() else ""
     parser = argparse.ArgumentParser(
-        prog=f"python -m jobs.{root}",
+        prog=sys.argv[0] if sys.argv[0] == f"hfray {root}" else f"python -m jobs.{root}",
         description=doc,
         epilog=f"{presets}All keys, each with a comment: {keys}",
     )

@@ -1,4 +1,4 @@
-"""Two output folders of the same input, side by side, as a page: fp32 against int8, one prompt against another.
+"""Compare two output folders of the same input on one page: fp32 against int8, or one prompt against another.
 
 python -m jobs.compare FIRST SECOND [output.path=compare.html]
 """
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def _named(arguments: list[str]) -> list[str]:
-    """The two folders as the keys that they are."""
+    """The arguments with the keys `first` and `second` in front of the two folders."""
     names, named = iter(("first", "second")), []
     for argument in arguments:
         key = None if "=" in argument or argument.startswith("-") else next(names, None)

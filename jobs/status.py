@@ -1,4 +1,4 @@
-"""How far a run is, from its output folder alone: from another terminal, or from another machine.
+"""Show the progress of a run from its output folder, in another terminal or on another machine.
 
 python -m jobs.status output.path=answers
 """
