@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def direct_dependencies() -> list[Requirement]:
 
 
 def constraints() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    return pinned_in((ROOT / "constraints.txt").read_text())
+
+
+def pinned_in(text: str) -> dict[str, str]:
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
     pairs = [line.split("==") for line in lines]
     assert all(len(pair) == 2 for pair in pairs), "only NAME==VERSION: no index address, no path, no range"
     return {canonicalize_name(name): version for name, version in pairs}
@@ -52,6 +57,15 @@ def test_constraints_hold_public_versions_only():
     local = [name for name, version in constraints().items() if Version(version).local]
     assert local == []
     assert canonicalize_name(PROJECT["name"]) not in constraints()
+
+
+def test_freeze_lists_public_versions_of_everything_but_hfray():
+    """What `make constraints` writes, from the environment of this test."""
+    command = [sys.executable, ROOT / ".ci" / "freeze.py"]
+    found = pinned_in(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert "pytest" in found
+    assert found.keys().isdisjoint({"hfray", "pip", "setuptools"})
+    assert [name for name, version in found.items() if Version(version).local] == []
 
 
 def test_floors_exclude_known_vulnerabilities():
