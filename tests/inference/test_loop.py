@@ -1,0 +1,163 @@
+"""The engine loop, over the fake engine and engines that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from hfray.completion import Prompt
+from hfray.engines.fake import FakeEngine
+from hfray.errors import EngineDiedError
+from hfray.inference.loop import EngineLoop
+from hfray.params import GenerationParams
+
+PARAMS = GenerationParams(max_new_tokens=40, temperature=0)
+PROMPTS = [Prompt(f"prompt {number}") for number in range(6)]
+
+
+class Held(FakeEngine):
+    """A fake engine that waits in each step until the test lets it go on."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.go, self.added, self.cancelled = threading.Event(), [], []
+
+    def add(self, request):
+        self.added.append(request.id)
+        super().add(request)
+
+    def step(self):
+        assert self.go.wait(60)
+        return super().step()
+
+    def cancel(self, request_id):
+        self.cancelled.append(request_id)
+        super().cancel(request_id)
+
+
+@pytest.fixture
+def held():
+    engine = Held(tokens_per_step=4, capacity=4)
+    loop = EngineLoop(engine)
+    yield loop, engine
+    engine.go.set()
+    loop.close()
+
+
+@pytest.fixture
+def loop():
+    loop = EngineLoop(FakeEngine(context_length=128, tokens_per_step=4, capacity=4))
+    yield loop
+    loop.close()
+
+
+def test_completions_are_in_the_prompts_order_and_counted(loop):
+    completions = loop.generate(PROMPTS, PARAMS)
+    assert [c.text for c in completions] == [loop.generate([prompt], PARAMS)[0].text for prompt in PROMPTS]
+    assert loop.stats.rows == 2 * len(PROMPTS)
+    assert loop.stats.generated_tokens == 2 * sum(c.num_generated_tokens for c in completions)
+    assert loop.stats.steps > 0
+
+
+def test_a_prompt_that_can_never_run_gets_a_finished_handle(loop):
+    handle = loop.submit(Prompt("x" * 200), PARAMS, stream=True)
+    assert handle.done()
+    assert "128" in handle.result().error
+    assert [piece.completion for piece in handle] == [handle.result()]
+    assert loop.stats.failed_rows == 1
+
+
+def test_a_stream_can_be_read_from_an_event_loop(loop):
+    async def read():
+        handle = loop.submit(PROMPTS[0], PARAMS, stream=True)
+        return "".join([piece.text async for piece in handle]), (await handle).text
+
+    streamed, whole = asyncio.run(asyncio.wait_for(read(), 60))
+    assert streamed == whole == loop.generate(PROMPTS[:1], PARAMS)[0].text
+
+
+def test_share_and_stream_exclude_each_other(loop):
+    with pytest.raises(ValueError, match="share and stream"):
+        loop.submit(PROMPTS[0], PARAMS, share=True, stream=True)
+
+
+def test_followers_wait_for_their_leader(held):
+    loop, engine = held
+    leader, *followers = [loop.submit(PROMPTS[0], PARAMS, share=True) for _ in range(3)]
+    engine.go.set()
+    whole, *shared = [handle.result(timeout=60) for handle in (leader, *followers)]
+    assert engine.added == [leader.request_id]
+    assert [c.text for c in shared] == [whole.text] * 2
+    assert whole.token_ids
+    assert not any(c.token_ids for c in shared)
+    assert loop.stats.shared_rows == 2
+    later = loop.submit(PROMPTS[0], PARAMS, share=True)
+    assert later.result(timeout=60).text == whole.text
+    assert engine.added == [leader.request_id]
+
+
+def test_a_shared_sequence_ends_when_nobody_waits_for_it(held):
+    loop, engine = held
+    handles = [loop.submit(PROMPTS[0], PARAMS, share=True) for _ in range(3)]
+    blocker = loop.submit(PROMPTS[1], PARAMS)
+    handles[0].cancel()
+    handles[2].cancel()
+    engine.go.set()
+    assert handles[1].result(timeout=60).text
+    assert blocker.result(timeout=60).text
+    assert engine.cancelled == []
+    engine.go.clear()
+    alone = loop.submit(PROMPTS[2], PARAMS, share=True)
+    alone.cancel()
+    engine.go.set()
+    fresh = loop.submit(PROMPTS[2], PARAMS, share=True)  # gets a leader of its own
+    assert fresh.result(timeout=60).text
+
+
+def test_sampled_prompts_are_not_shared(loop):
+    params = GenerationParams(max_new_tokens=40, temperature=1.0)
+    handles = [loop.submit(PROMPTS[0], params, sample=number, share=True) for number in range(4)]
+    assert len({handle.result(timeout=60).text for handle in handles}) > 1
+    assert loop.stats.shared_rows == 0
+
+
+@pytest.mark.parametrize("method", ["add", "step"])
+def test_when_the_engine_dies_every_request_fails(method, monkeypatch):
+    """An exception out of `add` used to lose the request that was being added."""
+    engine, deaths = FakeEngine(), []
+
+    def die(*_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(engine, method, die)
+    loop = EngineLoop(engine, deaths.append)
+    handles = [loop.submit(prompt, PARAMS, share=True) for prompt in PROMPTS]
+    for handle in handles:
+        with pytest.raises(EngineDiedError, match="planted"):
+            handle.result(timeout=60)
+    assert len(deaths) == 1
+    with pytest.raises(EngineDiedError, match="planted"):
+        loop.generate(PROMPTS[:1], PARAMS)
+    loop.close()
+    assert len(deaths) == 1
+
+
+def test_a_closed_loop_refuses_prompts(loop):
+    loop.close()
+    with pytest.raises(EngineDiedError, match="closed"):
+        loop.generate(PROMPTS[:1], PARAMS)
+
+
+def test_a_handle_that_is_cancelled_on_its_way_in_never_reaches_the_engine(held):
+    loop, engine = held
+    first = loop.submit(PROMPTS[0], PARAMS)
+    second = loop.submit(PROMPTS[1], PARAMS)
+    second.cancel()
+    engine.go.set()
+    assert first.result(timeout=60).text
+    third = loop.submit(PROMPTS[2], PARAMS)
+    assert third.result(timeout=60).text
+    assert loop.engine.num_unfinished == 0
+    assert second.cancelled()
