@@ -31,9 +31,13 @@ def test_named_paths_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_python_blocks_are_python(page):
+def test_python_blocks_import_public_names(page):
+    import hfray
+
     for block in blocks(page, "python"):
-        ast.parse(block.text)
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and node.module == "hfray":
+                assert {alias.name for alias in node.names} <= set(hfray.__all__)
 
 
 def test_the_readme_is_a_front_door():
