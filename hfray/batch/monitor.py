@@ -9,10 +9,6 @@ from dataclasses import dataclass, field
 from hfray.inference.stats import LoopStats
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 
-# A row is suspect if it was in flight when a worker died. After one such death it runs as before; after two, in a
-# small group; after three, alone. A row that was alone at its fourth death gets an error.
-FATAL_DEATHS = 4
-GROUP_SIZES = {2: 8, 3: 1, FATAL_DEATHS: 1}
 MAX_FAILED_STARTS = 3  # of one worker, in a row; then the run ends
 
 

@@ -1,4 +1,4 @@
-"""The data path: read -> prompt -> worker -> write."""
+"""The data path of a job: read the pending rows, answer them on the workers, write the answers."""
 
 from __future__ import annotations
 
@@ -6,70 +6,71 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from hfray.batch import crew as pools
-from hfray.batch.dataset import with_ticks
+from hfray.batch import dispatcher
+from hfray.batch.dataset import QUEUE_BLOCKS, TICK_SECONDS, Block, BlockStream, streaming
+from hfray.batch.preflight import Job
 from hfray.batch.worker import BatchWorker
 from hfray.batch.writer import Writer
 from hfray.cluster.pools import Pool
 from hfray.config.batch import BatchSettings
 from hfray.data import readers
-from hfray.data.done_rows import DoneRows
-from hfray.data.output import OutputFolder, PartReport
-from hfray.data.table import Table
+from hfray.data.output import PartReport
 from hfray.engines.capacity import capacity_of
 
-BLOCKS_PER_WORKER = 64  # so that workers end together, and a crash costs a small share of the work
+BLOCKS_PER_WORKER = 64  # so that all workers finish at about the same time, and a crash costs a small share of the work
 MIN_BLOCK, MAX_BLOCK = 16, 1024  # rows
-MIN_IN_FLIGHT = 192  # rows in a worker at least; rows of a block that is not finished keep their place
-IN_FLIGHT = 2.5  # ... and for each that its engine runs at once: enough that it never waits for the next block
-MAX_CALLS = 32
-WORKER_MEMORY = 1 << 20  # a resource of its own: Ray Data fuses stages of equal resources, the reader into the engine
+MIN_IN_FLIGHT = 192  # fewest rows in a worker; a row keeps its place until its whole block is finished
+IN_FLIGHT = 2.5  # rows in a worker per row that its engine runs at once, so that the engine never waits for a block
+MAX_CALLS = 32  # blocks in a worker
+# Ray Data fuses stages that book equal resources. This resource of 1 MiB keeps the reader out of the engine's actors.
+WORKER_MEMORY = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A batch job that has been looked over and may start."""
+class BlockSource(Protocol):
+    """Answers blocks. The pipeline writes the answered blocks and returns those that were lost before."""
 
-    settings: BatchSettings
-    table: Table
-    done: DoneRows
-    output: OutputFolder
-    run_id: str
-    pools: list[Pool]
+    def poll(self) -> list[Block]:
+        """Blocks that were answered since the last call; waits about TICK_SECONDS for the first."""
+        ...
+
+    def requeue(self, blocks: Sequence[Block]) -> None:
+        """Answer these input blocks again."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether every block has been answered and returned by `poll`."""
+        ...
 
 
-def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
-    """Answer every row that is not done and write it; returns counts of what was written.
+def run_pipeline(
+    job: Job, pools: Sequence[Pool[BatchSettings]], monitor: Any, on_tick: Callable[[PartReport], None]
+) -> PartReport:
+    """Answer and write every row that is not done; returns the counts of the rows that were written.
 
-    `on_tick(report)` is called about twice a second and after every file, and may raise to end the run; what has
-    been answered by then is written first.
+    Args:
+        monitor: the handle of the Monitor actor.
+        on_tick: called with the counts so far about twice a second. It may raise to stop the run; the pipeline then
+            writes all answers that it has and raises the error.
     """
     _set_up_ray_data(job.settings.verbose)
-    size, files = rows_per_block(job), job.settings.output
+    files = job.settings.output
     writer = Writer(job.output, job.run_id, files.rows_per_file, files.flush_seconds)
-    table, done = ray.put(job.table), ray.put(job.done)
-    slices = [{"slice": number} for number in range(len(job.table.slices))]
-    rows = ray.data.from_items(slices, override_num_blocks=len(slices))
-    rows = rows.map_batches(functools.partial(read_pending, table, done, size), batch_size=1)
-    rows = rows.repartition(target_num_rows_per_block=size)
-    if len(job.pools) == 1:
-        answers = with_ticks(answered_by(job.pools[0], rows, size, monitor))
-    else:
-        answers = pools.answers(job.pools, rows, size, monitor, writer)
-    with contextlib.closing(answers):
+    with _answering(job, pools, monitor) as source:
         try:
-            for block in answers:
-                if block is not None:
+            while not (source.done and writer.drain(TICK_SECONDS)):
+                for block in source.poll():
                     writer.add(block)
                 on_tick(writer.poll())
+                source.requeue(writer.take_lost())
         finally:
             writer.flush()
             report = writer.wait()
@@ -77,26 +78,62 @@ def run_pipeline(job: Job, monitor: Any, on_tick: Any) -> PartReport:
     return report
 
 
+def _answering(job: Job, pools: Sequence[Pool[BatchSettings]], monitor: Any) -> AbstractContextManager[BlockSource]:
+    size = rows_per_block(job, pools)
+    table, done = ray.put(job.table), ray.put(job.done)
+    slices = [{"slice": number} for number in range(len(job.table.slices))]
+    rows = ray.data.from_items(slices, override_num_blocks=len(slices))
+    read: Any = functools.partial(read_pending, table, done, size)
+    rows = rows.map_batches(read, batch_size=1)
+    rows = rows.repartition(target_num_rows_per_block=size)
+    if len(pools) == 1:
+        return _answering_in_ray_data(pools[0], rows, size, monitor)
+    return dispatcher.answering(pools, rows, size, monitor)
+
+
 def _set_up_ray_data(verbose: bool) -> None:
-    """What every dataset made from now on takes over."""
+    """Settings that every dataset created later inherits."""
     context = DataContext.get_current()
     if not verbose:
         context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs the errors that it raises, with tracebacks
+        # Ray Data logs every error that it raises, with tracebacks.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context.enable_progress_bars = False
-    # Blocks that a reader may be ahead; with Ray Data's 2, one reader gave 13 blocks/s, and 8 fast workers starved.
+    # Blocks that a reader may be ahead. With Ray Data's default of 2, one reader gave 13 blocks/s and 8 fast workers
+    # waited for blocks.
     context._max_num_blocks_in_streaming_gen_buffer = 16
-    context.execution_no_progress_timeout_s = -1  # a block may take hours; workers.step_timeout finds the hung
-    # A full worker has one block more than it runs; Ray Data's own 1.75 is never reached, and the pool would not grow.
+    context.execution_no_progress_timeout_s = -1  # a block may take hours; workers.step_timeout finds hung engines
+    # A busy worker holds one block more than it runs. A pool of such workers never reaches the default of 1.75, and
+    # would never grow.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
 
 
-def answered_by(pool: Pool, rows: ray.data.Dataset, size: int, monitor: Any) -> ray.data.Dataset:
-    """Rows answered by one pool's workers, in blocks as they come."""
+class _RayDataSource:
+    """Blocks answered inside Ray Data, which requeues the blocks of dead workers itself."""
+
+    def __init__(self, answers: BlockStream) -> None:
+        self._answers = answers
+
+    def poll(self) -> list[Block]:
+        return self._answers.take(QUEUE_BLOCKS, TICK_SECONDS)
+
+    def requeue(self, blocks: Sequence[Block]) -> None:
+        if blocks:
+            raise RuntimeError("Ray Data keeps no input block that could be answered again")
+
+    @property
+    def done(self) -> bool:
+        return self._answers.ended
+
+
+@contextlib.contextmanager
+def _answering_in_ray_data(
+    pool: Pool[BatchSettings], rows: ray.data.Dataset, size: int, monitor: Any
+) -> Iterator[BlockSource]:
     in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT * capacity_of(pool.settings))
     calls = max(2, min(MAX_CALLS, math.ceil(in_flight / size)))
-    low, high = pool.settings.workers.bounds
-    return rows.map_batches(
+    low, high = pool.workers.bounds
+    answers = rows.map_batches(
         BatchWorker,
         fn_constructor_args=(pool.settings, pool.folder, pool.threads, monitor),
         batch_size=None,
@@ -107,25 +144,28 @@ def answered_by(pool: Pool, rows: ray.data.Dataset, size: int, monitor: Any) -> 
         memory=WORKER_MEMORY,
         **pool.booking,
     )
+    with streaming(answers) as stream:
+        yield _RayDataSource(stream)
 
 
-def rows_per_block(job: Job) -> int:
-    """Rows handed to a worker at a time: many blocks for each worker, none too small to be worth a task.
+def rows_per_block(job: Job, pools: Sequence[Pool[BatchSettings]]) -> int:
+    """Rows of a block: small enough for many blocks per worker, large enough that the overhead of a task is small.
 
-    Where workers are of several kinds, none so large either that the slowest is at its last for long.
+    With several pools blocks are smaller, because a slow worker finishes its last blocks long after the others.
     """
-    pending = max(1, job.table.num_rows - job.done.count)
-    workers = sum(pool.settings.workers.bounds[1] for pool in job.pools)
-    share = math.ceil(pending / (workers * BLOCKS_PER_WORKER))
-    largest = MAX_BLOCK if len(job.pools) == 1 else pools.MAX_BLOCK
+    workers = sum(pool.workers.bounds[1] for pool in pools)
+    share = math.ceil(max(1, job.pending_rows) / (workers * BLOCKS_PER_WORKER))
+    largest = MAX_BLOCK if len(pools) == 1 else dispatcher.MAX_BLOCK
     return job.settings.rows_per_block or min(max(share, MIN_BLOCK), largest)
 
 
-def read_pending(table: Any, done: Any, size: int, batch: dict[str, Any]) -> Iterator[pa.Table]:
-    """The rows of a slice that are not done yet; runs in a Ray Data task."""
-    table, done = ray.get([table, done])
+def read_pending(
+    table: ray.ObjectRef, done: ray.ObjectRef, size: int, batch: Mapping[str, Sequence[int]]
+) -> Iterator[pa.Table]:
+    """The rows of slices that are not done yet; runs in a Ray Data task."""
+    table_value, done_value = ray.get([table, done])
     for number in batch["slice"]:
-        for block in readers.read(table, table.slices[number], size):
-            pending = done.drop_from(block)
+        for block in readers.read(table_value, table_value.slices[number], size):
+            pending = done_value.drop_from(block)
             if pending.num_rows:
                 yield pending

@@ -1,14 +1,17 @@
-"""Before a run: everything that can be found wrong before anything is started, and the folder made this run's own."""
+"""Checks before a run: settings, input and output folder; then the run takes ownership of the output folder."""
 
 from __future__ import annotations
 
 import os
 import socket
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 
 from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
@@ -23,36 +26,93 @@ from hfray.runs.fingerprint import check_fingerprint, fingerprint, versions
 from hfray.runs.liveness import process_lives
 from hfray.urls import absolute
 
+READ_ROWS = 65536  # rows per block while looking for a row that is not done
 
-def check(settings: BatchSettings) -> Table:
-    """Everything that can be found wrong before anything is started; returns the table. Raises SettingsError."""
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A batch job that passed every check and owns its output folder. Its workers are known once Ray is connected."""
+
+    settings: BatchSettings
+    table: Table
+    output: OutputFolder
+    run_id: str
+    done: DoneRows
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows that this run has to answer."""
+        return max(0, self.table.num_rows - self.done.count)
+
+    def is_complete(self) -> bool:
+        """Whether every row is done. Reads the table if the counts alone do not decide."""
+        if self.done.count < self.table.num_rows:
+            return False
+        blocks = (block for piece in self.table.slices for block in readers.read(self.table, piece, READ_ROWS))
+        return not any(self.done.drop_from(block).num_rows for block in blocks)
+
+
+def prepare(settings: BatchSettings) -> Job:
+    """Check everything, take ownership of the output folder, and read which rows are done.
+
+    Raises:
+        SettingsError: the settings, the input or the output folder cannot be used; nothing was changed.
+    """
+    table, output = inspect(settings)
+    run_id = _take_over(settings, output)
+    if settings.output.retry_errors:
+        for part in output.parts():
+            output.drop_failed_rows(part)
+    done = DoneRows.read(output, by_position=settings.input.id_column is None)
+    return Job(settings, table, output, run_id, done)
+
+
+def inspect(settings: BatchSettings) -> tuple[Table, OutputFolder]:
+    """The checks of `prepare` alone; they change nothing.
+
+    Raises:
+        SettingsError: the settings, the input or the output folder cannot be used.
+    """
     from hfray.cluster.nodes import check_submitted_paths
-    from hfray.inference.prompts import RecordPrompt
 
     check_submitted_paths(settings)
-    try:
-        prompt = RecordPrompt(settings.prompt)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    for number, pool in enumerate(settings.pools.values()):
-        source, key = (
-            pool.model.source,
-            "model.source" if len(settings.pools) == 1 else f"workers[{number}].model.source",
-        )
-        if source.startswith((".", "/", "~")) and not Path(source).expanduser().exists():
-            raise SettingsError(f"{key}={source}: there is no such file or folder. Check the path.")
+    variables = _template_variables(settings)
+    _check_model_paths(settings)
     table = scan(settings.input)
-    for name in prompt.variables:
+    for name in variables:
         if name not in table.schema.names:
             raise SettingsError(
                 f"prompt.template={settings.prompt.template!r}: {{{name}}} is no column of the input. "
                 f"Columns: {', '.join(table.schema.names)}. Rename it in the template, or add the column."
             )
-    return table
+    output = OutputFolder(absolute(settings.output.path))
+    _check_output(settings, output, table)
+    return table, output
 
 
-def check_output(settings: BatchSettings, output: OutputFolder, table: Table) -> None:
-    """Whether the folder may be written to, or gone on with. Raises SettingsError."""
+def _template_variables(settings: BatchSettings) -> list[str]:
+    from hfray.inference.prompts import RecordPrompt
+
+    try:
+        return list(RecordPrompt(settings.prompt).variables)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _check_model_paths(settings: BatchSettings) -> None:
+    pools = list(settings.pools.values())
+    for number, pool in enumerate(pools):
+        source = pool.model.source
+        key = "model.source" if len(pools) == 1 else f"workers[{number}].model.source"
+        if source.startswith((".", "/", "~")) and not Path(source).expanduser().exists():
+            raise SettingsError(f"{key}={source}: there is no such file or folder. Check the path.")
+
+
+# --- the output folder -----------------------------------------------------------------------------------------
+
+
+def _check_output(settings: BatchSettings, output: OutputFolder, table: Table) -> None:
+    """Check that the run may write to the folder or resume it. Raises SettingsError."""
     if output.filesystem.get_file_info(output.root).is_file:
         raise SettingsError(f"output.path={output.path}: is a file. Name a folder.")
     foreign = output.foreign_files()
@@ -66,40 +126,49 @@ def check_output(settings: BatchSettings, output: OutputFolder, table: Table) ->
         return
     if not settings.output.resume:
         raise SettingsError(
-            f"output.path={output.path}: holds output already. Name another folder, or set output.resume=true to go on, "
-            "or output.overwrite=true to start over."
+            f"output.path={output.path}: holds output already. Name another folder, set output.resume=true to resume "
+            "it, or set output.overwrite=true to start over."
         )
     run = output.read_json("run.json")
     if run is None:
         raise SettingsError(
-            f"output.path={output.path}: holds Parquet files, and no _hfray/run.json that says how they were made. "
-            "Name another folder, or start over with output.overwrite=true."
+            f"output.path={output.path}: holds Parquet files, but no _hfray/run.json that describes how they were "
+            "made. Name another folder, or start over with output.overwrite=true."
         )
     check_fingerprint(fingerprint(settings), run["fingerprint"], output.path)
     _check_schema(output, parts[0], table)
 
 
 def _check_schema(output: OutputFolder, part: str, table: Table) -> None:
-    import pyarrow.parquet as pq
-
-    there = pq.read_schema(part, filesystem=output.filesystem).remove_metadata()
-    mine = output_schema(table.schema)
-    if not there.equals(mine):
-        differ = [f.name for f in mine if f.name not in there.names or there.field(f.name).type != f.type]
-        differ += [name for name in there.names if name not in mine.names]
-        raise SettingsError(
-            f"output.path={output.path}: the columns there differ from this input's ({', '.join(differ)}). "
-            "Name another folder, or give the input as it was."
+    existing = pq.read_schema(part, filesystem=output.filesystem).remove_metadata()
+    expected = output_schema(table.schema)
+    if existing.equals(expected):
+        return
+    differ = [f.name for f in expected if f.name not in existing.names or existing.field(f.name).type != f.type]
+    differ += [name for name in existing.names if name not in expected.names]
+    difference = f"differ from the columns of this input ({', '.join(differ)})"
+    if not differ:
+        difference = (
+            f"are in another order than the columns of this input (there: {', '.join(existing.names)}; "
+            f"here: {', '.join(expected.names)})"
         )
+    raise SettingsError(
+        f"output.path={output.path}: the columns of the existing output {difference}. "
+        "Name another output folder, or give the same input as before."
+    )
 
 
-def take_over(settings: BatchSettings, output: OutputFolder) -> str:
-    """Make the folder this run's own; returns the run's id. Raises SettingsError while another run is alive here."""
+def _take_over(settings: BatchSettings, output: OutputFolder) -> str:
+    """Make this run the owner of the folder; returns the id of the run.
+
+    Raises:
+        SettingsError: another run that is alive owns the folder.
+    """
     owner = output.read_json("owner.json")
     if owner and _is_alive(owner):
         raise SettingsError(
-            f"output.path={output.path}: another run (process {owner['pid']}) is writing there. "
-            "Wait for its end, stop it, or name another folder."
+            f"output.path={output.path}: another run (process {owner['pid']}) writes to this folder. "
+            "Wait until that run ends, stop it, or name another folder."
         )
     output.prepare()
     if settings.output.overwrite:
@@ -123,28 +192,9 @@ def take_over(settings: BatchSettings, output: OutputFolder) -> str:
     return run_id
 
 
-def done_rows(settings: BatchSettings, output: OutputFolder) -> DoneRows:
-    """The finished rows; with output.retry_errors, failed ones are dropped from the files first."""
-    if settings.output.retry_errors:
-        for part in output.parts():
-            output.drop_failed_rows(part)
-    return DoneRows.read(output, by_position=settings.input.id_column is None)
-
-
-def any_pending(table: Table, done: DoneRows) -> bool:
-    """Whether any row of the table is not done; reads the table until it finds one."""
-    blocks = (block for piece in table.slices for block in readers.read(table, piece, 65536))
-    return any(done.drop_from(block).num_rows for block in blocks)
-
-
-def output_folder(settings: BatchSettings) -> OutputFolder:
-    """The folder of output.path, by its absolute path."""
-    path = settings.output.path
-    return OutputFolder(absolute(path))
-
-
-def _is_alive(owner: dict) -> bool:
-    """Whether the run that owns a folder is a process of this machine that still lives; pids are used again."""
-    if owner["host"] != socket.gethostname() or owner["pid"] == os.getpid():
+def _is_alive(owner: Mapping[str, object]) -> bool:
+    """Whether the owner is another live process of this host. The start time tells apart processes with one pid."""
+    pid, began = owner.get("pid"), owner.get("began", 0.0)
+    if owner.get("host") != socket.gethostname() or not isinstance(pid, int) or not isinstance(began, int | float):
         return False
-    return process_lives(owner["pid"], owner.get("began", 0.0))
+    return pid != os.getpid() and process_lives(pid, float(began))

@@ -32,7 +32,7 @@ class RunWatch:
     def __init__(
         self,
         settings: BatchSettings,
-        pools: Sequence[Pool],
+        pools: Sequence[Pool[BatchSettings]],
         monitor: Any,
         summary: Summary,
         recorder: RunRecorder,
@@ -71,7 +71,9 @@ class RunWatch:
         self._recorder.update(self._snapshot)
 
 
-def stop_if_hopeless(settings: BatchSettings, pools: Sequence[Pool], summary: Summary, snapshot: Snapshot) -> None:
+def stop_if_hopeless(
+    settings: BatchSettings, pools: Sequence[Pool[BatchSettings]], summary: Summary, snapshot: Snapshot
+) -> None:
     """Raise JobError or TooManyErrorsError if the run cannot succeed any more."""
     if snapshot.cannot_start:
         raise JobError(snapshot.cannot_start)
@@ -100,7 +102,7 @@ def too_many_errors(failed: int, summary: Summary, settings: BatchSettings) -> s
     )
 
 
-def engine_report(snapshot: Snapshot, pools: Sequence[Pool], timeline: dict[str, float]) -> EngineReport:
+def engine_report(snapshot: Snapshot, pools: Sequence[Pool[BatchSettings]], timeline: dict[str, float]) -> EngineReport:
     """What the engines did, for the summary."""
     totals = snapshot.totals
     full, last = timeline.get("last_full_step"), timeline.get("last_row")
@@ -117,7 +119,7 @@ def engine_report(snapshot: Snapshot, pools: Sequence[Pool], timeline: dict[str,
     )
 
 
-def _pool_report(pool: Pool, counts: dict[str, PoolCounts]) -> PoolReport:
+def _pool_report(pool: Pool[BatchSettings], counts: dict[str, PoolCounts]) -> PoolReport:
     """What a pool was and did; zeros if none of its workers started."""
     done = counts.get(pool.name, PoolCounts())
     rate = done.workers * done.generated_tokens / done.ready_seconds if done.ready_seconds else None

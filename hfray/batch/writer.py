@@ -1,27 +1,32 @@
-"""Finished rows into Parquet files."""
+"""The writer: collects answered blocks and writes them as Parquet files in Ray tasks."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import ObjectLostError, RayError
 
 from hfray.batch.dataset import Block
-from hfray.cluster.nodes import home
+from hfray.cluster.nodes import on_driver_node
 from hfray.data.output import OutputFolder, PartReport
 
-MAX_WRITES = 4  # files written at once
+MAX_WRITES = 4  # files written at the same time
 
 
 @dataclass(slots=True)
 class Writer:
-    """Gathers answered blocks to files: by number of rows, or when the oldest has waited long enough.
+    """Collects answered blocks and writes a file when enough rows are collected or the oldest block has waited enough.
 
-    `lost` holds the sources of answers that went with their node before they were written: whoever gave such blocks
-    takes them out and has them answered again.
+    An answered block that is lost with its node before it is written cannot be written. The writer keeps the source of
+    such a block until `take_lost`; the caller has the source answered again.
+
+    Args:
+        run_id: part of the name of every file.
+        rows_per_file: rows that start a file.
+        flush_seconds: longest time that a block waits for its file to start.
     """
 
     output: OutputFolder
@@ -29,59 +34,64 @@ class Writer:
     rows_per_file: int
     flush_seconds: float
     report: PartReport = field(default_factory=PartReport)
-    lost: list[Block] = field(default_factory=list)
+    _lost: list[Block] = field(default_factory=list)
     _blocks: list[Block] = field(default_factory=list)
     _rows: int = 0
     _since: float = 0.0
     _files: int = 0
-    _writes: dict[Any, tuple[str, list[Block]]] = field(default_factory=dict)
+    _writes: dict[ray.ObjectRef, tuple[str, list[Block]]] = field(default_factory=dict)
 
     def add(self, block: Block) -> None:
-        """Take an answered block in, and start a file if it is time."""
+        """Collect an answered block; start a file if there are enough rows."""
         if not block.num_rows:
             return
-        self._gather(block)
+        self._collect(block)
         if self._rows >= self.rows_per_file:
             self.flush()
 
     def poll(self) -> PartReport:
-        """Start a file if the oldest block has waited long enough; returns counts of what is written by now."""
+        """Start a file if the oldest block has waited long enough; returns the counts of all rows written so far."""
         if self._blocks and time.monotonic() - self._since >= self.flush_seconds:
             self.flush()
-        self._collect(timeout=0)
+        self._finish_writes(timeout=0)
         return self.report
 
     def flush(self) -> None:
-        """Start a file of what has been gathered."""
+        """Start a file with all collected blocks."""
         if not self._blocks:
             return
         while len(self._writes) >= MAX_WRITES:
-            self._collect(timeout=None)
+            self._finish_writes(timeout=None)
         name = f"part-{self.run_id}-{self._files:05d}.parquet"
-        # A local folder is this machine's, whichever node answered the rows.
-        write = _write_part.options(scheduling_strategy=home()) if self.output.is_local else _write_part
+        # Only the driver's machine has a local output folder, whichever node answered the rows.
+        write = _write_part.options(scheduling_strategy=on_driver_node()) if self.output.is_local else _write_part
         task = write.remote(self.output, name, self.run_id, *(block.ref for block in self._blocks))
         self._writes[task] = (name, self._blocks)
         self._blocks, self._rows, self._files = [], 0, self._files + 1
 
     def wait(self) -> PartReport:
-        """Wait until everything is written; raises WriteError."""
+        """Wait until every started file is written. Raises WriteError."""
         while self._writes:
-            self._collect(timeout=None)
+            self._finish_writes(timeout=None)
         return self.report
 
-    def settle(self, timeout: float) -> bool:
-        """Write what there is, and wait a little; returns whether everything is written."""
+    def drain(self, timeout: float) -> bool:
+        """Start a file with all collected blocks and wait up to `timeout` seconds; returns whether nothing is left."""
         self.flush()
-        self._collect(timeout)
-        return not self._writes and not self.lost
+        self._finish_writes(timeout)
+        return not (self._writes or self._blocks or self._lost)
 
-    def _gather(self, block: Block) -> None:
+    def take_lost(self) -> list[Block]:
+        """The source blocks of all lost answers since the last call."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    def _collect(self, block: Block) -> None:
         self._since = self._since if self._blocks else time.monotonic()
         self._blocks.append(block)
         self._rows += block.num_rows
 
-    def _collect(self, timeout: float | None) -> None:
+    def _finish_writes(self, timeout: float | None) -> None:
         if not self._writes:
             return
         finished, _ = ray.wait(list(self._writes), timeout=timeout)
@@ -89,33 +99,33 @@ class Writer:
             name, blocks = self._writes.pop(task)
             try:
                 self.report.add(ray.get(task))
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 if not _is_loss(error) or any(block.source is None for block in blocks):
                     raise
-                self.output.drop_part(name)  # a first try may have written it and died before it said so
-                self._keep_what_is_there(blocks)
+                self.output.drop_part(name)  # a first attempt may have written the file and died before it reported
+                self._collect_survivors(blocks)
 
-    def _keep_what_is_there(self, blocks: list[Block]) -> None:
-        """Gather blocks anew, but those that are gone."""
-        looks = [_look_at.remote(block.ref) for block in blocks]
-        for block, look in zip(blocks, looks, strict=True):
+    def _collect_survivors(self, blocks: list[Block]) -> None:
+        """Collect the blocks that still exist again, and remember the sources of the others."""
+        probes = [_num_rows.remote(block.ref) for block in blocks]
+        for block, probe in zip(blocks, probes, strict=True):
             try:
-                ray.get(look)
-                self._gather(block)  # without a file of them at once: one may be about to be made
-            except ray.exceptions.RayError as error:
-                if not _is_loss(error):
+                ray.get(probe)
+                self._collect(block)  # not `add`: this may run inside `flush`, which is about to start a file
+            except RayError as error:
+                if not _is_loss(error) or block.source is None:
                     raise
-                self.lost.append(block.source)
+                self._lost.append(block.source)
 
 
 def _is_loss(error: BaseException) -> bool:
-    """Whether a task failed because what it was given is gone, and its makers' node with it."""
+    """Whether a task failed because an argument was lost with its node."""
     cause = getattr(error, "cause", None)
-    return isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause, ray.exceptions.ObjectLostError)
+    return isinstance(error, ObjectLostError) or isinstance(cause, ObjectLostError)
 
 
 @ray.remote(num_cpus=0)
-def _look_at(block: pa.Table) -> int:
+def _num_rows(block: pa.Table) -> int:
     return block.num_rows
 
 

@@ -1,4 +1,4 @@
-"""A connection to Ray: the cluster that is named, or a Ray of our own."""
+"""The connection to Ray: a cluster, or a local Ray that this process starts and stops."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from collections.abc import Iterator
 from typing import Any
 
 from hfray.config.batch import BatchSettings
+from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
 
 QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the core's own lines on stderr
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's C++ core logs to stderr
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning at every start
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives ray.shutdown must not start a Ray of its own
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise every start prints a FutureWarning
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives ray.shutdown must not start another Ray
 }
-OURS_ALONE = {  # of a Ray that we start ourselves
-    "RAY_worker_niceness": "0",  # Ray's 15 puts workers behind its own helpers, and an engine's threads wait for the last
-    "RAY_enable_metrics_collection": "0",  # nobody collects them, and all take turns on a core
+LOCAL_ONLY = {  # for a Ray that this process starts
+    "RAY_worker_niceness": "0",  # Ray's default of 15 lets its helper processes slow down the engines
+    "RAY_enable_metrics_collection": "0",  # nobody reads these metrics, and collecting them takes CPU time
 }
 
 
-def is_local(settings: BatchSettings) -> bool:
-    """Whether the run starts a Ray of its own."""
+def is_local(settings: BatchSettings | ServeSettings) -> bool:
+    """Whether this process starts a local Ray."""
     address = settings.ray.address or os.environ.get("RAY_ADDRESS")
     return address in (None, "", "local")
 
 
 @contextlib.contextmanager
-def connected(settings: BatchSettings) -> Iterator[Any]:
-    """Ray, started or joined, and left as it was found. `ray.init` is called here alone."""
+def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
+    """Ray, started or joined; the only caller of `ray.init`. A connection that exists already stays open.
+
+    Raises:
+        SettingsError: the address cannot be reached.
+    """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         yield ray
         return
     if is_local(settings):
-        for key, value in OURS_ALONE.items():
+        for key, value in LOCAL_ONLY.items():
             os.environ.setdefault(key, value)
     if not settings.verbose:
         for key, value in QUIET.items():
@@ -72,7 +77,7 @@ def connected(settings: BatchSettings) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Put our handler of SIGTERM back: `ray.init` sets one in C++ that ends the process with a stack dump."""
+    """Restore our handler of SIGTERM: `ray.init` installs one that ends the process with a stack dump."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if threading.current_thread() is threading.main_thread() and before is not None:
@@ -81,13 +86,13 @@ def _signals_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Send what the process's C++ core writes to stderr nowhere: it announces every log setting, RAY_BACKEND_LOG_LEVEL's too."""
+    """Discard what Ray's C++ core writes to stderr: it announces every log setting, even RAY_BACKEND_LOG_LEVEL."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)

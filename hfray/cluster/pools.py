@@ -1,54 +1,81 @@
-"""The Ray that a run uses: one of our own on this machine, or a cluster; and what of it a worker takes."""
+"""Pools of workers: how many workers a pool has, and what one worker books on its node."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from hfray.cluster.connection import is_local
 from hfray.config.batch import BatchSettings
+from hfray.config.serve import ServeSettings
+from hfray.config.workers import WorkerSettings
 from hfray.errors import SettingsError
 
-CORES_PER_WORKER = 16  # of one CPU engine, where workers.size and workers.cpus are auto
+Settings = BatchSettings | ServeSettings
+S = TypeVar("S", BatchSettings, ServeSettings)
+
+CORES_PER_WORKER = 16  # cores of one CPU engine if workers.size and workers.cpus are auto
+READER_CPUS = 1.0  # CPUs that a task that reads the table books
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """Workers of one kind as they will be started: what they run, and what each takes of its node.
+class Pool(Generic[S]):
+    """Workers of one kind: the engine that they run, and what each of them books.
 
-    `key` is where its settings stand, for messages: `workers`, or `workers[1]`. `folder` is the prepared model, None
-    where the workers find or prepare it themselves.
+    Args:
+        name: empty for the only pool of a job.
+        key: where the settings of the pool are, for messages: `workers` or `workers[1]`.
+        settings: the job's settings with this pool's backend, device, model and workers.
+        threads: CPU threads of one engine.
+        cpus: CPUs that a worker books in Ray.
+        gpus: GPUs that a worker books in Ray.
+        folder: the prepared model; None if the workers prepare the model themselves.
     """
 
     name: str
     key: str
-    settings: BatchSettings
+    settings: S
     threads: int
     cpus: float
     gpus: float
     folder: Path | None = None
 
     @property
+    def workers(self) -> WorkerSettings:
+        """The pool's own worker settings."""
+        return workers_of(self.settings)
+
+    @property
     def booking(self) -> dict[str, Any]:
-        """What a worker books, as Ray's tasks and actors take it."""
-        workers = self.settings.workers
+        """What a worker books, as options of a Ray task or actor."""
         return {
             "num_cpus": self.cpus,
             "num_gpus": self.gpus,
-            "resources": workers.resources or None,
-            "label_selector": workers.labels or None,
+            "resources": self.workers.resources or None,
+            "label_selector": self.workers.labels or None,
         }
 
+    @property
+    def least_cpus(self) -> float:
+        """CPUs that the smallest number of workers books."""
+        return self.cpus * self.workers.bounds[0]
+
     def __str__(self) -> str:
-        workers = self.settings.workers
-        asked = workers.resources | workers.labels
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs on one node" + (f", with {asked}" if asked else "")
+        extra = self.workers.resources | self.workers.labels
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs on one node" + (f", with {extra}" if extra else "")
 
 
-def pools_of(ray: Any, settings: BatchSettings) -> list[Pool]:
-    """The job's pools, one where `workers` is no list."""
+def workers_of(settings: Settings) -> WorkerSettings:
+    """The worker settings of one pool (`BatchSettings.pools` holds the settings of each pool of a job)."""
+    if isinstance(settings.workers, list):
+        raise TypeError("settings of several pools; take one of settings.pools")
+    return settings.workers
+
+
+def pools_of(ray: Any, settings: BatchSettings) -> list[Pool[BatchSettings]]:
+    """The pools of a job; one pool if `workers` is not a list."""
     kinds = {name: sized(ray, kind) for name, kind in settings.pools.items()}
     if len(kinds) == 1:
         return [pool_of(ray, kind) for kind in kinds.values()]
@@ -58,28 +85,27 @@ def pools_of(ray: Any, settings: BatchSettings) -> list[Pool]:
     ]
 
 
-def pool_of(
-    ray: Any, settings: BatchSettings, name: str = "", key: str = "workers", beside: Sequence[BatchSettings] = ()
-) -> Pool:
-    """The workers of `sized` settings that have one kind of them; `beside` as in `worker_threads`."""
+def pool_of(ray: Any, settings: S, name: str = "", key: str = "workers", beside: Sequence[Settings] = ()) -> Pool[S]:
+    """The pool of settings that `sized` returned; `beside` as in `worker_threads`."""
     threads = worker_threads(ray, settings, beside)
     return Pool(name, key, settings, threads, reserved_cpus(threads), worker_gpus(settings))
 
 
 def sized(ray: Any, settings: BatchSettings) -> BatchSettings:
-    """The settings with `workers.size=auto` as a number: an engine for every GPU, or for about CORES_PER_WORKER cores.
+    """The settings with a number for `workers.size=auto`: a worker per GPU, or per about CORES_PER_WORKER cores.
 
-    Measured on two cores (SmolLM2-135M, fp32): two engines of one thread gave 309 tok/s together, one of two threads
-    307, so fewer it is: each engine holds the model once more, and shares out the end of the table worse. Beyond, by
-    argument: past CORES_PER_WORKER the threads of one engine mostly wait for memory and for each other.
+    Few large engines are better than many small ones: every engine holds the model once more, and more engines share
+    the last rows of the table worse. Measured on two cores (SmolLM2-135M, fp32): two engines of one thread gave 309
+    tok/s together, one engine of two threads gave 307. CORES_PER_WORKER is an estimate, not a measurement: beyond that,
+    the threads of one engine mostly wait for memory and for each other.
     """
-    workers, gpus = settings.workers, worker_gpus(settings)
+    workers, gpus = workers_of(settings), worker_gpus(settings)
     if workers.size != "auto":
         return settings
     nodes = _nodes_for(ray, settings)
     if gpus:
-        have = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in ray.nodes()}
-        count = sum(int(have[node] // gpus) for node in nodes)
+        available = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in ray.nodes()}
+        count = sum(int(available[node] // gpus) for node in nodes)
     elif settings.backend.name == "fake":
         count = 1
     elif workers.cpus == "auto":
@@ -89,63 +115,67 @@ def sized(ray: Any, settings: BatchSettings) -> BatchSettings:
     return replace(settings, workers=replace(workers, size=max(1, count)))
 
 
-def worker_threads(ray: Any, settings: BatchSettings, beside: Sequence[BatchSettings] = ()) -> int:
-    """CPU threads of one engine: as set, else the cores of a node shared among the workers that it will hold.
+def worker_threads(ray: Any, settings: Settings, beside: Sequence[Settings] = ()) -> int:
+    """CPU threads of one engine: `workers.cpus`, or an equal share of the cores of the largest node.
 
     Args:
-        beside: the job as its other pools run it; they may hold workers on the same nodes.
+        beside: the settings of the job's other pools; their workers may share the nodes.
     """
-    if settings.workers.cpus != "auto":
-        return settings.workers.cpus
+    workers = workers_of(settings)
+    if workers.cpus != "auto":
+        return workers.cpus
     if settings.backend.name == "fake":
         return 1
     nodes = _nodes_for(ray, settings)
     largest = int(max(nodes.values(), default=1)) or 1
-    per_node = 0
+    workers_per_node = 0
     for kind in (settings, *beside):
         theirs = _nodes_for(ray, kind)
         if theirs.keys() & nodes.keys():
-            per_node += -(-kind.workers.bounds[0] // max(1, sum(cpus >= 1 for cpus in theirs.values())))
-    return max(1, largest // max(1, per_node))
+            usable = sum(cpus >= 1 for cpus in theirs.values())
+            workers_per_node += -(-workers_of(kind).bounds[0] // max(1, usable))
+    return max(1, largest // max(1, workers_per_node))
 
 
-def _nodes_for(ray: Any, settings: BatchSettings) -> dict[str, float]:
-    """CPUs of the nodes that the workers fit on, by id; of all nodes, where none does yet."""
-    workers, gpus = settings.workers, worker_gpus(settings)
+def _nodes_for(ray: Any, settings: Settings) -> dict[str, float]:
+    """CPUs by node id of the nodes that a worker fits on; of all nodes if a worker fits on none of them yet."""
+    workers = workers_of(settings)
+    needs = workers.resources | {"GPU": worker_gpus(settings)}
     nodes = [node for node in ray.nodes() if node["Alive"]]
     fitting = [
         node
         for node in nodes
         if workers.labels.items() <= node.get("Labels", {}).items()
-        and all(node["Resources"].get(name, 0) >= much for name, much in (workers.resources | {"GPU": gpus}).items())
+        and all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items())
     ]
     return {node["NodeID"]: node["Resources"].get("CPU", 0) for node in fitting or nodes}
 
 
 def reserved_cpus(threads: int) -> float:
-    """CPUs that a worker books in Ray: less than it uses, so that the tasks that read always find one free."""
+    """CPUs that a worker books in Ray: fewer than its threads, so that the tasks that read the table find a free CPU."""
     return max(threads - 1, threads / 2)
 
 
-def worker_gpus(settings: BatchSettings) -> float:
+def worker_gpus(settings: Settings) -> float:
     """GPUs that a worker books."""
-    if settings.workers.gpus != "auto":
-        return float(settings.workers.gpus)
+    gpus = workers_of(settings).gpus
+    if gpus != "auto":
+        return float(gpus)
     return 1.0 if settings.device.uses_gpu else 0.0
 
 
-def check_resources(ray: Any, pool: Pool) -> str | None:
-    """What a pool has to wait for, or None.
+def check_resources(ray: Any, pool: Pool[S]) -> str | None:
+    """A line that says what the pool has to wait for, or None.
 
     Raises:
-        SettingsError: this machine's own Ray will never have it.
+        SettingsError: a worker can never start in this machine's own Ray.
     """
     settings, have = pool.settings, ray.cluster_resources()
     gpus, cpus = have.get("GPU", 0), have.get("CPU", 0)
     if is_local(settings) and pool.cpus > cpus:
         raise SettingsError(
             f"{pool.key}.cpus={pool.threads}: a worker books {pool.cpus:g} CPUs, and this machine has {cpus:g}. Set "
-            f"{pool.key}.cpus to {cpus:g} at most, or run it on a cluster (ray.address=...)."
+            f"{pool.key}.cpus to {cpus:g} at most, or run the job on a cluster (ray.address=...)."
         )
     if pool.gpus <= gpus:
         return None
@@ -154,25 +184,26 @@ def check_resources(ray: Any, pool: Pool) -> str | None:
     asked = asked if pool.key == "workers" else f"{pool.key}.{asked}"
     if is_local(settings):
         raise SettingsError(
-            f"{asked}: a worker needs {pool.gpus:g} GPU, and this machine has {gpus:g}. Run it on a cluster "
+            f"{asked}: a worker needs {pool.gpus:g} GPU, and this machine has {gpus:g}. Run the job on a cluster "
             "(ray.address=...), or on this CPU: conf=smollm2_openvino, conf=smollm2_cpu, conf=gpt2_cpu or "
             "conf=gpt2_openvino."
         )
     return (
-        f"{asked}: a worker needs {pool.gpus:g} GPU, and the cluster has {gpus:g} now. Waiting for nodes that have them, "
-        f"up to workers.start_timeout={settings.workers.start_timeout:g} s."
+        f"{asked}: a worker needs {pool.gpus:g} GPU, and the cluster has {gpus:g} now. Waiting for nodes with GPUs, "
+        f"up to workers.start_timeout={pool.workers.start_timeout:g} s."
     )
 
 
-def check_room(ray: Any, pools: Sequence[Pool]) -> None:
-    """See that pools side by side on this machine leave a CPU to read the table with. Raises SettingsError."""
+def check_room(ray: Any, pools: Sequence[Pool[BatchSettings]]) -> None:
+    """Check that the pools of this machine's own Ray leave a CPU for reading the table. Raises SettingsError."""
     if len(pools) == 1 or not is_local(pools[0].settings):
         return
     cpus = ray.cluster_resources().get("CPU", 0)
-    booked = sum(pool.cpus * pool.settings.workers.bounds[0] for pool in pools)
-    if booked > max(cpus - 1, 0):
-        largest = max(pools, key=lambda pool: pool.cpus * pool.settings.workers.bounds[0])
+    booked = sum(pool.least_cpus for pool in pools)
+    if booked > max(cpus - READER_CPUS, 0):
+        largest = max(pools, key=lambda pool: pool.least_cpus)
         raise SettingsError(
-            f"{largest.key}.cpus={largest.threads}: the pools book {booked:g} of this machine's {cpus:g} CPUs together, and "
-            f"the table is read with 1. Give {largest.key} fewer CPUs or workers, or run it on a cluster (ray.address=...)."
+            f"{largest.key}.cpus={largest.threads}: the pools book {booked:g} of this machine's {cpus:g} CPUs together, "
+            f"and reading the table needs {READER_CPUS:g}. Give {largest.key} fewer CPUs or workers, or run the job on a "
+            "cluster (ray.address=...)."
         )

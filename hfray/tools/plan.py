@@ -100,11 +100,9 @@ def make_plan(settings: BatchSettings) -> Plan:
         SettingsError: the run could not start with these settings.
         EngineDiedError: the engine fails on the sample.
     """
-    from hfray.batch.preflight import check, check_output, output_folder
+    from hfray.batch.preflight import inspect
 
-    table = check(settings)
-    output = output_folder(settings)
-    check_output(settings, output, table)
+    table, output = inspect(settings)
     done = _done(settings, output)
     rows = sample(table, done)
     if not rows.num_rows:

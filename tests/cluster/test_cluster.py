@@ -11,9 +11,11 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
-from tests.batch.test_crew import fake
+from tests.batch.running import fake
 from tests.conftest import run_job
 from tests.processes import Hold, wait_for_file
+
+pytestmark = pytest.mark.ray
 
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 # One worker on each node: every node has one slot, and every worker takes one.
@@ -71,7 +73,7 @@ def check_answers(folder: Path, rows: int) -> dict:
 
 SIZES = """
 import sys, ray
-from hfray.cluster import sized, worker_threads
+from hfray.cluster.pools import sized, worker_threads
 from tests.conftest import batch_settings
 
 ray.init(logging_level="ERROR")
