@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from hfray.data.output import OutputFolder
+from hfray.data.parts import open_part
 
 HASH = np.dtype([("high", ">u8"), ("low", ">u8")])
 
@@ -31,8 +31,8 @@ class DoneRows:
         hashes: list[np.ndarray] = []
         count = failed = 0
         for part in output.parts():
-            columns = ["row_id", "error"]
-            rows = pq.read_table(part, columns=columns, filesystem=output.filesystem, partitioning=None)
+            with open_part(output, part, ["row_id", "error"]) as parquet:
+                rows = parquet.read(columns=["row_id", "error"])
             ids = rows["row_id"]
             count += len(ids)
             failed += len(ids) - rows["error"].null_count

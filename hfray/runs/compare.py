@@ -120,7 +120,9 @@ def _read_differing(result: Comparison, chosen: np.ndarray, shown: np.ndarray) -
     """Read the texts of the chosen rows: where each pair parts, and the pairs to show."""
     if not len(chosen):
         return
-    first, second = (read_texts(side.path, chosen) for side in result.sides)
+    first, second = (
+        read_texts(side.path, key, chosen) for key, side in zip(("first", "second"), result.sides, strict=True)
+    )
     result.partings = [parting(first[key].answer, second[key].answer) for key in first.keys() & second.keys()]
     for row_hash in shown:
         one, other = first.get(row_hash.item()), second.get(row_hash.item())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
+from hfray.runs.about import About
 from hfray.runs.compare import CompareSettings, Comparison
 from hfray.runs.contents import Lengths
 from hfray.runs.report import flat, render
@@ -35,15 +34,10 @@ def page(settings: CompareSettings, result: Comparison) -> str:
     )
 
 
-def differing_settings(first: Mapping[str, object], second: Mapping[str, object]) -> list[tuple[str, str, str]]:
+def differing_settings(first: About, second: About) -> list[tuple[str, str, str]]:
     """(key, first value, second value) of the settings that decide the text and differ."""
-    a, b = (dict(flat(_fingerprint(about))) for about in (first, second))
+    a, b = (dict(flat(about.fingerprint)) for about in (first, second))
     return [(key, a.get(key, "–"), b.get(key, "–")) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-
-
-def _fingerprint(about: Mapping[str, object]) -> Mapping[str, object]:
-    found = about.get("fingerprint")
-    return found if isinstance(found, dict) else {}
 
 
 def _lengths(values: list[int]) -> Lengths:

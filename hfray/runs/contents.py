@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from hfray.data.output import OutputFolder
+from hfray.data.parts import open_part
 
 BATCH_ROWS = 1 << 16
 SMALL_COLUMNS = ["row_id", "finish_reason", "num_prompt_tokens", "num_generated_tokens", "error"]
@@ -117,8 +118,7 @@ def read_contents(output: OutputFolder, samples: int = 200) -> Contents:
     for part in output.parts():
         contents.parts += 1
         contents.bytes += filesystem.get_file_info(part).size or 0
-        with filesystem.open_input_file(part) as file:
-            parquet = pq.ParquetFile(file)
+        with open_part(output, part, SMALL_COLUMNS) as parquet:
             groups += [(part, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
             first = 0
             for batch in parquet.iter_batches(BATCH_ROWS, columns=SMALL_COLUMNS):
@@ -136,11 +136,16 @@ def run_of(part: str) -> str:
     return found.group(1) if found else ""
 
 
-def count_rows(output: OutputFolder) -> Counter[str]:
-    """Rows in the finished files, by run; from the files' footers alone."""
+def count_rows(output: OutputFolder, key: str = "output.path") -> Counter[str]:
+    """Rows in the finished files by run, from the files' footers alone.
+
+    Raises:
+        SettingsError: a file cannot be read; `key` is the setting that names the folder.
+    """
     counts: Counter[str] = Counter()
     for part in output.parts():
-        counts[run_of(part)] += pq.read_metadata(part, filesystem=output.filesystem).num_rows
+        with open_part(output, part, key=key) as parquet:
+            counts[run_of(part)] += parquet.metadata.num_rows
     return counts
 
 

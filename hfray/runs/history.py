@@ -41,10 +41,12 @@ class Run:
     record: RunRecord
 
 
-def load_runs(output: OutputFolder, rows: Counter[str], tokens: Counter[str], failed: Counter[str]) -> list[Run]:
+def load_runs(
+    output: OutputFolder, rows: Counter[str], tokens: Counter[str], failed: Counter[str], key: str = "output.path"
+) -> list[Run]:
     """The runs of a folder, oldest first. The counters say what each run id has in the finished files."""
     runs = []
-    for record in read_runs(output):
+    for record in read_runs(output, key):
         timeline, run_id, message = record.summary.timeline, record.run_id, record.summary.message
         end, ready = timeline.get("end") or record.updated, timeline.get("engine_ready")
         if record.state == RunState.STOPPED:

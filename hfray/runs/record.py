@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pyarrow import fs
 
 from hfray.data.output import OWN, OutputFolder
-from hfray.runs.fromjson import from_json
+from hfray.errors import SettingsError
+from hfray.runs.fromjson import damaged, from_json, read_json
 from hfray.runs.liveness import process_lives
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 from hfray.runs.summary import RunState, Summary
@@ -126,15 +127,28 @@ class _SampleTable:
     points: list[list[float]] = field(default_factory=list)
 
 
-def read_runs(output: OutputFolder) -> list[RunRecord]:
-    """The records of all runs of a folder, oldest first, each with its `state`."""
+def read_runs(output: OutputFolder, key: str = "output.path") -> list[RunRecord]:
+    """The records of all runs of a folder, oldest first, each with its `state`.
+
+    Raises:
+        SettingsError: a record is damaged; `key` is the setting that names the folder.
+    """
     infos = output.filesystem.get_file_info(fs.FileSelector(f"{output.root}/{OWN}", allow_not_found=True))
     names = [posixpath.basename(info.path) for info in infos]
-    found = [output.read_json(name) for name in names if re.fullmatch(r"run-\w+\.json", name)]
-    runs = sorted((RunRecord.from_json(run) for run in found if run), key=lambda run: run.started)
-    for run in runs:
-        run.state = state_of(run)
-    return runs
+    runs = [_read_run(output, name, key) for name in names if re.fullmatch(r"run-\w+\.json", name)]
+    return sorted(runs, key=lambda run: run.started)
+
+
+def _read_run(output: OutputFolder, name: str, key: str) -> RunRecord:
+    remedy = "Delete the file: it only describes a run, and the rows are kept"
+    try:
+        run = RunRecord.from_json(read_json(output, name, remedy, key))
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise damaged(output, name, error, remedy, key) from error
+    run.state = state_of(run)
+    return run
 
 
 def state_of(run: RunRecord) -> str:

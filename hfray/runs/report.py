@@ -7,12 +7,14 @@ text: the templates escape all of it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hfray.config.secrets import is_secret_name
 from hfray.data.output import OutputFolder
+from hfray.runs.about import About, read_about
 from hfray.runs.contents import Contents, read_contents
 from hfray.runs.history import Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
 from hfray.runs.summary import RunState
@@ -44,7 +46,7 @@ def report_page(output: OutputFolder) -> str:
     """The page as HTML."""
     contents = read_contents(output, SAMPLES)
     runs = load_runs(output, contents.rows_by_run, contents.tokens_by_run, contents.failed_by_run)
-    about = output.read_json("run.json") or {}
+    about = read_about(output) or About()
     newest = runs[-1].record.summary if runs else None
     return render(
         "report.html",
@@ -55,8 +57,8 @@ def report_page(output: OutputFolder) -> str:
         total_rows=newest.rows if newest else contents.rows,
         state=runs[-1].state if runs else RunState.FINISHED,
         message=newest.message if newest else "",
-        model=about.get("settings", {}).get("model", {}).get("source", ""),
-        figures=headline(contents, runs, about.get("settings", {})),
+        model=dict(flat(about.settings)).get("model.source", ""),
+        figures=headline(contents, runs, about.settings),
         charts=charts(contents, runs),
         stages=stage_seconds(runs),
         tail=tail_seconds(runs),
@@ -65,8 +67,8 @@ def report_page(output: OutputFolder) -> str:
         errors=contents.largest_errors(ERRORS_SHOWN),
         error_groups=len(contents.errors),
         samples=shorten(contents.samples),
-        settings=flat(about.get("settings", {})),
-        versions=about.get("versions", {}),
+        settings=flat(about.settings),
+        versions=about.versions,
     )
 
 
@@ -88,7 +90,7 @@ def render(template: str, **values: Any) -> str:
 # --- figures ---------------------------------------------------------------------------------------------------
 
 
-def headline(contents: Contents, runs: list[Run], settings: dict[str, Any]) -> list[tuple[str, str, str]]:
+def headline(contents: Contents, runs: list[Run], settings: Mapping[str, object]) -> list[tuple[str, str, str]]:
     """The cards at the top of the page: (figure, what it counts, a remark)."""
     busy = sum(run.generating_seconds for run in runs)
     counted = [run for run in runs if run.generating_seconds]  # rows of a run without a record have no time
@@ -113,7 +115,8 @@ def headline(contents: Contents, runs: list[Run], settings: dict[str, Any]) -> l
         took = sum(run.seconds for run in runs)
         several = f", {len(runs)} runs" if len(runs) > 1 else ""
         figures += [(duration(took), "time", f"{duration(busy)} of it generating{several}")]
-    price = (settings.get("cost") or {}).get("per_worker_hour")
+    cost = settings.get("cost")
+    price = cost.get("per_worker_hour") if isinstance(cost, dict) else None
     if price:
         hours = sum(run.seconds * max(1, len(run.record.snapshot.per_worker)) for run in runs) / 3600
         figures += [(f"{price * hours:,.2f}", "cost", f"{hours:,.2f} worker hours at {price:g}")]
@@ -159,7 +162,7 @@ def shorten(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """(dotted key, value) of nested settings; the values of secrets are hidden."""
     found: list[tuple[str, str]] = []
     for name, value in settings.items():
@@ -173,7 +176,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     return str(value)

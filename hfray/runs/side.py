@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hfray.data.done_rows import HASH, hash_ids
 from hfray.data.output import OutputFolder
+from hfray.data.parts import open_part
 from hfray.errors import SettingsError
+from hfray.runs.about import About, read_about
 from hfray.runs.contents import BATCH_ROWS, Lengths, count_rows, run_of
 from hfray.runs.history import Run, load_runs
 
@@ -43,12 +44,12 @@ class Text:
 
 @dataclass(slots=True)
 class Side:
-    """One of the two folders; `about` is its run.json."""
+    """One of the two folders; `about` describes how its rows were made."""
 
     path: str
     answers: Answers
     runs: list[Run]
-    about: dict[str, object]
+    about: About
     lengths: Lengths = field(default_factory=Lengths)
     finish_reasons: Counter[str] = field(default_factory=Counter)
 
@@ -69,8 +70,8 @@ def read_side(path: str, key: str) -> Side:
     """
     output = OutputFolder(path)
     try:
-        rows = count_rows(output)
-    except (OSError, pa.ArrowInvalid) as error:
+        rows = count_rows(output, key)
+    except OSError as error:
         raise SettingsError(f"{key}={path}: cannot be read ({error}). Check the path.") from error
     if not rows:
         raise SettingsError(
@@ -78,7 +79,7 @@ def read_side(path: str, key: str) -> Side:
         )
     lengths, reasons = Lengths(), Counter()
     pieces, generated, failures = [], Counter(), Counter()
-    for run, batch in _batches(output, COLUMNS):
+    for run, batch in _batches(output, COLUMNS, key):
         failed = ~batch["error"].is_null().to_numpy(zero_copy_only=False)
         tokens = batch["num_generated_tokens"].to_numpy(zero_copy_only=False)
         texts = hash_ids([text or "" for text in batch["generated_text"].to_pylist()])
@@ -89,14 +90,14 @@ def read_side(path: str, key: str) -> Side:
         )
         generated[run] += int(tokens[~failed].sum())
         failures[run] += int(failed.sum())
-    runs = load_runs(output, rows, generated, failures)
-    return Side(path, _joined(pieces), runs, output.read_json("run.json") or {}, lengths, reasons)
+    runs = load_runs(output, rows, generated, failures, key)
+    return Side(path, _joined(pieces), runs, read_about(output, key) or About(), lengths, reasons)
 
 
-def read_texts(path: str, chosen: np.ndarray) -> dict[tuple[int, int], Text]:
+def read_texts(path: str, key: str, chosen: np.ndarray) -> dict[tuple[int, int], Text]:
     """The texts of the rows with these id hashes, by hash. `chosen` is sorted."""
     found = {}
-    for _, batch in _batches(OutputFolder(path), ["row_id", "prompt", "generated_text"]):
+    for _, batch in _batches(OutputFolder(path), ["row_id", "prompt", "generated_text"], key):
         hashes = hash_ids(batch["row_id"].to_pylist())
         at = np.searchsorted(chosen, hashes).clip(max=len(chosen) - 1)
         rows = np.flatnonzero(chosen[at] == hashes)
@@ -113,8 +114,8 @@ def _joined(pieces: list[Answers]) -> Answers:
     return Answers(*(column[order] for column in whole))
 
 
-def _batches(output: OutputFolder, columns: list[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
+def _batches(output: OutputFolder, columns: list[str], key: str) -> Iterator[tuple[str, pa.RecordBatch]]:
     for part in output.parts():
-        with output.filesystem.open_input_file(part) as file:
-            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=columns):
+        with open_part(output, part, columns, key) as parquet:
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
                 yield run_of(part), batch

@@ -6,6 +6,7 @@ import pytest
 from markupsafe import Markup
 
 from hfray.errors import SettingsError
+from hfray.runs.about import About
 from hfray.runs.compare import CompareSettings, PageOutput, compare
 from hfray.runs.compare_page import differing_settings, page
 from hfray.runs.textdiff import Parting, mark, parting
@@ -123,6 +124,6 @@ def test_marks_keep_every_character_and_escape_it():
 
 
 def test_differing_settings():
-    first, second = {"fingerprint": {"a": 1, "b": 2}}, {"fingerprint": {"a": 1, "b": 3, "c": 4}}
+    first, second = About(fingerprint={"a": 1, "b": 2}), About(fingerprint={"a": 1, "b": 3, "c": 4})
     assert differing_settings(first, second) == [("b", "2", "3"), ("c", "–", "4")]
-    assert differing_settings({}, {}) == []
+    assert differing_settings(About(), About()) == []

@@ -1,0 +1,26 @@
+"""`_hfray/run.json`: how the rows of an output folder are made. The newest run writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hfray.data.output import OutputFolder
+from hfray.runs.fromjson import load
+
+ABOUT = "run.json"
+
+
+@dataclass(slots=True)
+class About:
+    """The settings of the newest run, the fingerprint of what decides the text, and the versions of the libraries."""
+
+    run_id: str = ""
+    started: str = ""
+    fingerprint: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def read_about(output: OutputFolder, key: str = "output.path") -> About | None:
+    """run.json, or None if there is none. Raises SettingsError if the file is damaged."""
+    return load(output, ABOUT, About, "Restore the file, or start over with output.overwrite=true", key)
