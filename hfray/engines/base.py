@@ -75,6 +75,7 @@ class Engine(ABC):
         num_running: requests that the last step advanced.
         prefix_tokens: prompt tokens that were found in the prefix cache, and not computed again.
         continues_prompt: whether a completion's text goes on where the prompt's ends (not so for a translation).
+        top_logprobs: whether log-probabilities include the likeliest tokens, not only the generated one.
     """
 
     tokenizer: Tokenizer
@@ -84,6 +85,7 @@ class Engine(ABC):
     num_running: int = 0
     prefix_tokens: int = 0
     continues_prompt: bool = True
+    top_logprobs: bool = True
 
     def room(self, params: GenerationParams, prompt_tokens: int) -> int:
         """How many tokens may be generated for a prompt of so many; raises RequestError where there can be none."""

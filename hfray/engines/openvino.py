@@ -73,6 +73,8 @@ class OpenVINOEngine(Engine):
         prefix_caching: keep and reuse the KV cache of shared beginnings of prompts.
     """
 
+    top_logprobs = False  # GenAI reports only the generated token's log-probability
+
     def __init__(
         self,
         folder: Path,
@@ -184,13 +186,13 @@ class OpenVINOEngine(Engine):
                 output.logprobs.extend((logprob, []) for logprob in part.generated_log_probs)
                 if part.finish_reason != genai.GenerationFinishReason.NONE:
                     output.finish_reason = "length" if part.finish_reason.name == "LENGTH" else "stop"
-        if output.token_ids and output.finish_reason == "stop" and output.token_ids[-1] in self._end_ids:
+        if output.token_ids and output.finish_reason == "stop" and output.token_ids[-1] in self.end_ids:
             output.token_ids.pop()
         output.logprobs = output.logprobs[: len(output.token_ids)]
         return output
 
     @property
-    def _end_ids(self) -> set[int]:
+    def end_ids(self) -> set[int]:
         return end_token_ids([self._defaults.eos_token_id, *self._defaults.stop_token_ids])
 
     def _config(self, request: Request) -> genai.GenerationConfig:

@@ -58,7 +58,7 @@ class VLLMEngine(Engine):
             ) from error
         config = self._vllm.vllm_config
         self.context_length, self.capacity = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
-        self._end_ids = end_token_ids(stored_end_token_ids(folder), self.tokenizer.hf.eos_token_id)
+        self.end_ids = end_token_ids(stored_end_token_ids(folder), self.tokenizer.hf.eos_token_id)
         self._waiting = WaitingRequests()
         self._running: dict[int, _Running] = {}
 
@@ -104,7 +104,7 @@ class VLLMEngine(Engine):
         if running.generated == len(output.token_ids):  # its first
             self.prefix_tokens += given.num_cached_tokens or 0
         if given.finished:
-            if completion.finish_reason == "stop" and output.token_ids and output.token_ids[-1] in self._end_ids:
+            if completion.finish_reason == "stop" and output.token_ids and output.token_ids[-1] in self.end_ids:
                 del output.token_ids[-1], output.logprobs[len(output.token_ids) :]
             output.finish_reason = completion.finish_reason
             if completion.finish_reason not in ("stop", "length"):
@@ -123,7 +123,7 @@ class VLLMEngine(Engine):
             max_tokens=request.max_new_tokens,
             min_tokens=min(params.min_new_tokens, request.max_new_tokens),
             ignore_eos=params.ignore_eos,
-            stop_token_ids=[] if params.ignore_eos else sorted(self._end_ids),
+            stop_token_ids=[] if params.ignore_eos else sorted(self.end_ids),
             logprobs=params.logprobs,
             detokenize=False,  # the loop does, by the one rule for all engines
             output_kind=RequestOutputKind.DELTA,

@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hfray.config.engine import EngineSettings, ModelSettings, OpenVINOBackend
 from hfray.errors import SettingsError
@@ -22,6 +23,7 @@ from hfray.models.cache import cached
 from hfray.models.folder import check_tokenizer, is_hugging_face, is_ir
 
 PIP_SOURCE = re.compile(r"pip:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)/(?P<inside>.+)")
+HUB_KWARGS = ("token", "cache_dir", "local_files_only")  # of model.kwargs; the download needs them too
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -170,12 +172,14 @@ def _from_hub(model: ModelSettings) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    options: dict[str, Any] = {name: model.kwargs[name] for name in HUB_KWARGS if model.kwargs.get(name) is not None}
+    options["revision"] = model.revision
     patterns = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.xml"]
     weights = ["*.safetensors", "openvino*.bin", "*tokenizer*.bin"]
     try:
-        folder = Path(snapshot_download(model.source, revision=model.revision, allow_patterns=patterns + weights))
+        folder = Path(snapshot_download(model.source, allow_patterns=patterns + weights, **options))
         if not (is_ir(folder) or is_hugging_face(folder)):  # older weights, in PyTorch's format
-            folder = Path(snapshot_download(model.source, revision=model.revision, allow_patterns=[*patterns, "*.bin"]))
+            folder = Path(snapshot_download(model.source, allow_patterns=[*patterns, "*.bin"], **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise SettingsError(
             f"model.source={model.source} (revision {model.revision or 'main'}): is not a local folder, and the hub "

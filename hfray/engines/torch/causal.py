@@ -55,8 +55,7 @@ class TransformersEngine(Engine):
         self.context_length = context
         self.capacity = capacity or default_capacity(model)
         self._batch_tokens = batch_tokens
-        self._end_ids = end_ids(model, tokenizer)
-        self._sampler = Sampler(self._end_ids)
+        self.end_at(end_ids(model, tokenizer))
         accepted = inspect.signature(model.forward).parameters
         self._with_positions = "position_ids" in accepted
         self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -77,6 +76,11 @@ class TransformersEngine(Engine):
         if options.get("device_map") is None:
             pack_linears(model, engine.capacity)
         return engine
+
+    def end_at(self, token_ids: set[int]) -> None:
+        """Set the token ids that end a completion."""
+        self.end_ids = token_ids
+        self._sampler = Sampler(token_ids)
 
     def add(self, request: Request) -> None:
         self._waiting.append(Row(request))
@@ -117,7 +121,7 @@ class TransformersEngine(Engine):
         ids = [row.ids for row in rows]
         length = max(map(len, ids))
         mask = torch.zeros((len(rows), length), dtype=torch.long)
-        padded = torch.full((len(rows), length), min(self._end_ids, default=0))
+        padded = torch.full((len(rows), length), min(self.end_ids, default=0))
         for i, row_ids in enumerate(ids):
             padded[i, length - len(row_ids) :] = torch.tensor(row_ids)
             mask[i, length - len(row_ids) :] = 1
@@ -166,7 +170,7 @@ class TransformersEngine(Engine):
         outputs = []
         for i, (row, token) in enumerate(zip(rows, self._sampler.pick(logits, rows), strict=True)):
             params, output = row.request.params, StepOutput(row.request.id)
-            ended = token in self._end_ids and not params.ignore_eos
+            ended = token in self.end_ids and not params.ignore_eos
             if not ended:
                 row.tokens.append(token)
                 output.token_ids.append(token)

@@ -63,8 +63,9 @@ def load_model(
     dtype = dtype_for(dtype, on_cpu=device == "cpu" and device_map in (None, "cpu"))
     quantized = "quantization_config" in {**read_config(folder), **(model_kwargs or {})}
     if device_map is None and device != "cpu" and not quantized:
+        loaded = loaded_dtype(folder, dtype, model_kwargs or {})
         check_fits(
-            weight_bytes(folder, dtype), torch.cuda.mem_get_info(device)[0], f"model.source={folder}: in {dtype}"
+            weight_bytes(folder, loaded), torch.cuda.mem_get_info(device)[0], f"model.source={folder}: in {loaded}"
         )
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, **(model_kwargs or {})}
     if attention:
@@ -82,6 +83,16 @@ def dtype_for(dtype: str, *, on_cpu: bool) -> str:
     if on_cpu or not torch.cuda.is_available():
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
+def loaded_dtype(folder: Path, dtype: str, model_kwargs: Mapping[str, Any]) -> str:
+    """The dtype that the weights get: `model_kwargs` wins, and its "auto" is the checkpoint's own dtype."""
+    given = model_kwargs.get("dtype") or model_kwargs.get("torch_dtype")
+    if given == "auto":
+        config = read_config(folder)
+        given = config.get("dtype") or config.get("torch_dtype") or "float32"
+    name = str(given or dtype).removeprefix("torch.")
+    return name if name in ("float32", "float16", "bfloat16") else dtype
 
 
 def check_fits(weights: int, free: int, what: str) -> None:

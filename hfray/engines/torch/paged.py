@@ -80,9 +80,9 @@ class PagedEngine(Engine):
         on_cpu = model.device.type == "cpu"
         self.tokenizer, self.context_length = tokenizer, context
         self.capacity = capacity or (CPU_CAPACITY if on_cpu else MAX_CAPACITY)
-        self._end_ids = end_ids(model, tokenizer)
+        self.end_ids = end_ids(model, tokenizer)
         # pad_token_id: else it tells for each request that it takes the end's.
-        greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(self._end_ids) or -1, pad_token_id=0)
+        greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(self.end_ids) or -1, pad_token_id=0)
         batching = {
             "num_blocks": num_blocks,
             "max_batch_tokens": min(batch_tokens, CPU_BATCH_TOKENS) if on_cpu else batch_tokens,
@@ -205,7 +205,7 @@ class PagedEngine(Engine):
                 request_id=str(request.id),
                 max_new_tokens=request.max_new_tokens,
                 streaming=True,
-                eos_token_id=-1 if request.params.ignore_eos else sorted(self._end_ids),
+                eos_token_id=-1 if request.params.ignore_eos else sorted(self.end_ids),
             )
         if self._running and not self._started:
             self._started = True
@@ -220,7 +220,7 @@ class PagedEngine(Engine):
         tokens = result.generated_tokens[running.generated :]
         running.generated += len(tokens)
         output = StepOutput(request.id, tokens)
-        if tokens and tokens[-1] in self._end_ids and not request.params.ignore_eos:
+        if tokens and tokens[-1] in self.end_ids and not request.params.ignore_eos:
             output.token_ids, output.finish_reason = tokens[:-1], "stop"
         elif finished or running.generated >= request.max_new_tokens:
             output.finish_reason = "length"

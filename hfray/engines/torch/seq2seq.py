@@ -72,7 +72,7 @@ class Seq2SeqEngine(Engine):
         self.generation.update(**task_params)
         self.capacity = capacity or (MAX_CAPACITY if model.device.type == "cuda" else CPU_CAPACITY)
         self._batch_tokens = batch_tokens
-        self._end_ids = end_ids(model, self.tokenizer)
+        self.end_ids = end_ids(model, self.tokenizer)
         self._waiting: list[Request] = []
 
     @classmethod
@@ -188,7 +188,7 @@ class Seq2SeqEngine(Engine):
     def _run(self, requests: list[Request]) -> list[StepOutput]:
         length = max(len(request.prompt_ids) for request in requests)
         pad = self.generation.pad_token_id
-        pad = min(self._end_ids, default=0) if pad is None else pad
+        pad = min(self.end_ids, default=0) if pad is None else pad
         ids = torch.full((len(requests), length), pad)
         mask = torch.zeros((len(requests), length), dtype=torch.long)
         for i, request in enumerate(requests):
@@ -224,7 +224,7 @@ class Seq2SeqEngine(Engine):
         return config
 
     def _output(self, request: Request, tokens: list[int]) -> StepOutput:
-        ends = [i for i, token in enumerate(tokens) if token in self._end_ids]
+        ends = [i for i, token in enumerate(tokens) if token in self.end_ids]
         if ends and not request.params.ignore_eos:
             return StepOutput(request.id, tokens[: ends[0]], finish_reason="stop")
         return StepOutput(request.id, tokens[: request.max_new_tokens], finish_reason="length")
