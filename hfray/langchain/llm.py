@@ -2,68 +2,62 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
-from hfray.completion import Completion
-from hfray.config.engine import EngineSettings
-from hfray.langchain.pipeline import Call, LocalPipeline
-from hfray.langchain.settings import (
-    FIELDS,
-    FORMAT,
-    STOP_SEQUENCE,
-    TASKS,
-    openvino_settings,
-    transformers_settings,
-    user_settings,
-)
+from hfray.langchain.cachekey import call_settings, identified_by
+from hfray.langchain.call import Call
+from hfray.langchain.loading import around, load, openvino_settings, transformers_settings
+from hfray.langchain.pipeline import LocalPipeline
+from hfray.langchain.results import achunks, chunks, result
+from hfray.langchain.settings import FIELDS, TASKS, user_settings
 
 DEFAULT_BATCH_SIZE = 4
-MAX_THREADS = 256  # of a `batch` whose rows may fail one by one; no engine runs more rows at once
+MAX_THREADS = 256  # of a batch with a thread per row; no engine runs more rows at once
 BACKENDS = ("default", "openvino")
 
 
 class HuggingFacePipeline(BaseLLM):
     """A local Hugging Face model as a LangChain LLM.
 
-    Takes what `langchain_huggingface.HuggingFacePipeline` takes. `batch` and concurrent `ainvoke`, `astream` calls
-    share one engine, which batches them continuously; leaving a stream early frees its place.
+    Accepts the arguments of `langchain_huggingface.HuggingFacePipeline`. All calls share one engine, which batches
+    `batch` and concurrent `ainvoke` and `astream` calls continuously. Closing a stream early frees its slot.
 
-    Around an existing transformers pipeline: `HuggingFacePipeline(pipeline=pipe)`; from a model's name or folder:
-    `HuggingFacePipeline.from_model_id`. Generation settings come from the model, then `pipeline_kwargs`, then a
-    call's own `pipeline_kwargs` or keywords (`llm.bind(max_new_tokens=20)`); temperature 0 is greedy, `stop` ends a
-    text before the string.
+    Create it around a transformers pipeline, `HuggingFacePipeline(pipeline=pipe)`, or from the name or folder of a
+    model, `HuggingFacePipeline.from_model_id`. Generation settings come from the model, then from `pipeline_kwargs`,
+    then from the call's own `pipeline_kwargs` or keywords (`llm.bind(max_new_tokens=20)`). Temperature 0 is greedy.
+    `stop` ends a text before the stop string.
 
     Raises:
-        ValueError: on construction, a model, device or setting that cannot be used; on a call, a prompt at fault
-            (too long for the model). In `batch(..., return_exceptions=True)` it takes its own row's place alone.
-        EngineDiedError: the model failed; this object can do no more.
+        ValueError: when creating, the model, the device or a setting cannot be used. When calling, a prompt is too
+            long for the model; `batch(..., return_exceptions=True)` returns the error in place of that row.
+        EngineDiedError: the model failed. The object cannot be used any more.
     """
 
     pipeline: Any = None
-    """The transformers pipeline; for OpenVINO and sequence-to-sequence models, which have none, our own."""
+    """The transformers pipeline. For OpenVINO and sequence-to-sequence models, our own pipeline object."""
 
     model_id: str | None = None
-    """Hub id or folder; read off the pipeline where it is not given."""
+    """Hub id or folder. Default: the name of the pipeline's model."""
 
     model_kwargs: dict | None = None
     """Arguments of `from_pretrained`, and generation settings."""
 
     pipeline_kwargs: dict | None = None
-    """Generation settings, `return_full_text`, `clean_up_tokenization_spaces`."""
+    """Generation settings, `return_full_text`, `clean_up_tokenization_spaces`, `prefix`."""
 
     batch_size: int = DEFAULT_BATCH_SIZE
-    """Taken for compatibility: the engine runs as many rows at once as its memory allows."""
+    """The largest number of rows to run at once, if set. Otherwise the engine runs as many as its memory allows."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,7 +82,8 @@ class HuggingFacePipeline(BaseLLM):
         if isinstance(self.pipeline, LocalPipeline):
             self._local = self.pipeline
         else:
-            self._local = LocalPipeline.around(self.pipeline, user_settings(self.model_kwargs, self.pipeline_kwargs))
+            cap = self.batch_size if "batch_size" in self.model_fields_set else None
+            self._local = around(self.pipeline, user_settings(self.model_kwargs, self.pipeline_kwargs), cap)
 
     @classmethod
     def from_model_id(
@@ -100,29 +95,34 @@ class HuggingFacePipeline(BaseLLM):
         device_map: str | dict[str, Any] | None = None,
         model_kwargs: dict | None = None,
         pipeline_kwargs: dict | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> HuggingFacePipeline:
         """Load a model.
 
         Args:
-            model_id: hub id, or a local folder: Hugging Face, or for OpenVINO an IR folder (others are exported).
+            model_id: hub id, or a local folder: Hugging Face, or an OpenVINO IR folder. For OpenVINO, a Hugging Face
+                model is exported first.
             task: text-generation, text2text-generation, summarization or translation.
             backend: "default" is transformers; "openvino".
-            device: -1 the CPU, n the n-th GPU; not together with `device_map`.
-            device_map: as accelerate's ("auto").
-            model_kwargs: arguments of `from_pretrained`; for OpenVINO `device` and `ov_config`; generation settings.
+            device: -1 is the CPU, n is the n-th GPU. Not together with `device_map`.
+            device_map: as in accelerate ("auto").
+            model_kwargs: arguments of `from_pretrained` (`token`, `cache_dir` and `local_files_only` also apply to the
+                download); for OpenVINO also `device` and `ov_config`; generation settings.
             pipeline_kwargs: generation settings and `return_full_text`.
+            batch_size: the largest number of rows to run at once. Default: as many as the memory allows.
             kwargs: fields of the LangChain object (callbacks, tags, cache, ...).
 
         Raises:
-            ValueError: model, device or a setting cannot be used; the message names it and the remedy.
+            ValueError: the model, the device or a setting cannot be used; the message names it and the remedy.
         """
-        recipe = {name: value for name, value in locals().items() if name not in ("cls", "kwargs")} | kwargs
+        recipe = {name: value for name, value in locals().items() if name not in ("cls", "kwargs")}
         loading = {k: v for k, v in (model_kwargs or {}).items() if k not in FIELDS}
         given = user_settings(model_kwargs, pipeline_kwargs)
         if backend == "ipex":
-            warnings.warn("backend='ipex' is gone, as from langchain-huggingface; using 'default'.", stacklevel=2)
+            warnings.warn(
+                "backend='ipex' no longer exists, as in langchain-huggingface. Using 'default'.", stacklevel=2
+            )
             backend = "default"
         if task not in TASKS:
             raise ValueError(f"Got invalid task {task}, currently only {TASKS} are supported")
@@ -130,33 +130,38 @@ class HuggingFacePipeline(BaseLLM):
             raise ValueError(f"backend={backend!r}: must be one of {', '.join(BACKENDS)}.")
         settings_of = openvino_settings if backend == "openvino" else transformers_settings
         settings = settings_of(model_id, task, loading, device, device_map)
-        if backend == "default" and task == "text-generation":
-            pipe: Any = _transformers_pipeline(settings, given)
-        else:
-            pipe = LocalPipeline.load(settings, given)
-        llm = cls(
-            pipeline=pipe,
-            model_id=model_id,
-            model_kwargs=model_kwargs or {},
-            pipeline_kwargs=pipeline_kwargs or {},
-            batch_size=batch_size,
-            **kwargs,
-        )
-        llm._recipe = recipe
+        local, pipe = load(settings, given, batch_size)
+        fields = {"model_id": model_id, "model_kwargs": model_kwargs or {}, "pipeline_kwargs": pipeline_kwargs or {}}
+        if batch_size is not None:
+            fields["batch_size"] = batch_size
+        llm = cls(pipeline=local, **fields, **kwargs)
+        llm.pipeline, llm._recipe = pipe, recipe
         return llm
 
     def __reduce__(self) -> Any:
+        """Pickling stores how to load the model, and the fields that were set since."""
         if self._recipe is None:
-            raise TypeError("made around a pipeline, this cannot be pickled: use HuggingFacePipeline.from_model_id")
-        return functools.partial(type(self).from_model_id, **self._recipe), ()
+            raise TypeError(
+                "A HuggingFacePipeline around a pipeline cannot be pickled. Use HuggingFacePipeline.from_model_id."
+            )
+        fields = {name: getattr(self, name) for name in self.model_fields_set if name != "pipeline"}
+        return _reload, (type(self), self._recipe, fields)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> HuggingFacePipeline:
+        """A copy that shares the model and the engine."""
+        memo = {} if memo is None else memo
+        memo |= {id(self.pipeline): self.pipeline, id(self._local): self._local}
+        return super().__deepcopy__(memo)
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return {
+        identity = {
             "model_id": self.model_id,
             "model_kwargs": self.model_kwargs,
             "pipeline_kwargs": self.pipeline_kwargs,
         }
+        own = call_settings()
+        return {**identity, "call": own} if own else identity
 
     @property
     def _llm_type(self) -> str:
@@ -172,7 +177,7 @@ class HuggingFacePipeline(BaseLLM):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """All inputs at once through the engine; `max_concurrency` bounds how many are under way at any time."""
+        """Send all inputs to the engine at once; `max_concurrency` limits how many run at the same time."""
         if not inputs:
             return []
         configs = get_config_list(config, len(inputs))
@@ -197,6 +202,33 @@ class HuggingFacePipeline(BaseLLM):
             return await super().abatch(inputs, config, **kwargs)
         return await Runnable.abatch(self, inputs, config, return_exceptions=return_exceptions, **kwargs)
 
+    def batch_as_completed(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """Send all inputs to the engine at once, and yield each index with its text as it completes."""
+        if not inputs:
+            return
+        configs = get_config_list(config, len(inputs))
+        # LangChain's default is a small pool of threads, which would leave the engine partly idle.
+        configs[0]["max_concurrency"] = configs[0].get("max_concurrency") or min(len(inputs), MAX_THREADS)
+        options: Any = {"return_exceptions": return_exceptions, **kwargs}
+        yield from super().batch_as_completed(inputs, configs, **options)
+
+    def generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
+        """As LangChain's; the call's own settings become part of the key of LangChain's cache."""
+        with identified_by(kwargs):
+            return super().generate(prompts, *args, **kwargs)
+
+    async def agenerate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
+        """As `generate`."""
+        with identified_by(kwargs):
+            return await super().agenerate(prompts, *args, **kwargs)
+
     def _generate(
         self,
         prompts: list[str],
@@ -205,7 +237,7 @@ class HuggingFacePipeline(BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         call, _ = self._call(stop, kwargs)
-        return _result(prompts, call, self._local.complete(prompts, call))
+        return result(self._local, call, prompts, self._local.complete(prompts, call))
 
     async def _agenerate(
         self,
@@ -215,7 +247,7 @@ class HuggingFacePipeline(BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         call, _ = self._call(stop, kwargs)
-        return _result(prompts, call, await self._local.acomplete(prompts, call))
+        return result(self._local, call, prompts, await self._local.acomplete(prompts, call))
 
     def _stream(
         self,
@@ -227,8 +259,7 @@ class HuggingFacePipeline(BaseLLM):
         call, skip_prompt = self._call(stop, kwargs)
         if skip_prompt is False:
             yield GenerationChunk(text=prompt)
-        for piece in self._local.stream(prompt, call):
-            chunk = _chunk(piece)
+        for chunk in chunks(self._local, prompt, call):
             if run_manager and chunk.text:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -243,56 +274,25 @@ class HuggingFacePipeline(BaseLLM):
         call, skip_prompt = self._call(stop, kwargs)
         if skip_prompt is False:
             yield GenerationChunk(text=prompt)
-        pieces = self._local.astream(prompt, call)
-        try:
-            async for piece in pieces:
-                chunk = _chunk(piece)
+        # Closed here: Python closes an abandoned async generator only at some later time.
+        async with contextlib.aclosing(achunks(self._local, prompt, call)) as stream:
+            async for chunk in stream:
                 if run_manager and chunk.text:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-        finally:
-            await pieces.aclose()  # an abandoned async generator is else closed at some later time
 
     def _call(self, stop: list[str] | None, kwargs: dict[str, Any]) -> tuple[Call, bool | None]:
         """The settings of a call from its keywords, and its `skip_prompt`."""
         own = dict(kwargs)
-        given = dict(own.pop("pipeline_kwargs", None) or {})
+        given = user_settings(
+            self.model_kwargs, self.pipeline_kwargs
+        )  # the object's, which model_copy may have changed
+        given |= own.pop("pipeline_kwargs", None) or {}
         skip_prompt = own.pop("skip_prompt", None)
         if skip_prompt:
             given["return_full_text"] = False
         return self._local.call({**given, **own}, stop), skip_prompt
 
 
-def _result(prompts: list[str], call: Call, completions: list[Completion]) -> LLMResult:
-    rows = zip(prompts, completions, strict=True)
-    return LLMResult(generations=[[Generation(text=call.text(p, c), generation_info=_info(c))] for p, c in rows])
-
-
-def _chunk(piece: str | Completion) -> GenerationChunk:
-    if isinstance(piece, Completion):
-        return GenerationChunk(text="", generation_info=_info(piece))
-    return GenerationChunk(text=piece)
-
-
-def _info(completion: Completion) -> dict[str, Any]:
-    names = ("finish_reason", "num_prompt_tokens", "num_generated_tokens")
-    return {name: getattr(completion, name) for name in names}
-
-
-def _transformers_pipeline(settings: EngineSettings, given: dict[str, Any]) -> Any:
-    """The settings' model in a transformers pipeline, so that `llm.pipeline` is what LangChain's is."""
-    from transformers import pipeline
-
-    from hfray.engines.load import load_engine
-    from hfray.models.source import prepare
-
-    engine = load_engine(settings, folder=prepare(settings))
-    tokenizer, options = engine.tokenizer.hf, dict(given)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token_id = engine.model.config.eos_token_id
-    for name in ("stop", "seed", STOP_SEQUENCE, *FORMAT[1:]):
-        options.pop(name, None)  # ours alone, or applied by us
-    if options.get("temperature") == 0:
-        options["do_sample"] = False
-        del options["temperature"]
-    return pipeline(settings.task, model=engine.model, tokenizer=tokenizer, **options)
+def _reload(cls: type[HuggingFacePipeline], recipe: dict[str, Any], fields: dict[str, Any]) -> HuggingFacePipeline:
+    return cls.from_model_id(**recipe).model_copy(update=fields)

@@ -1,4 +1,4 @@
-"""A model with a task and its settings, as transformers' `pipeline` is, over the engine loop that batches its calls."""
+"""What transformers' `pipeline` is to its model: an engine loop with a task and default settings."""
 
 from __future__ import annotations
 
@@ -7,149 +7,103 @@ import contextlib
 import random
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from hfray.completion import Completion, Prompt
-from hfray.engines.base import Engine, GenerationParams, RequestError
-from hfray.engines.load import SEQ2SEQ, load_engine
+from hfray.completion import Completion
+from hfray.engines.base import Engine
+from hfray.engines.load import SEQ2SEQ
+from hfray.errors import RequestError
 from hfray.inference.handle import Handle, Piece, merge
 from hfray.inference.loop import EngineLoop
-from hfray.langchain.settings import (
-    FORMAT,
-    TASKS,
-    causal_defaults,
-    ending_at,
-    generation_params,
-    pipeline_settings,
-    positions,
-    seq2seq_defaults,
-)
-
-if TYPE_CHECKING:
-    from hfray.config.engine import EngineSettings
-
-
-TIDY = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")]
-TIDY += [(f" '{end}", f"'{end}") for end in ("m", "s", "ve", "re")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """The settings of one call: how to generate, and how the text is put together."""
-
-    params: GenerationParams
-    full_text: bool
-    clean_up: bool
-    add_special_tokens: bool
-    sample: int
-
-    def prompt(self, text: str) -> Prompt:
-        """The prompt for the engine loop."""
-        return Prompt(text, special_tokens_in_text=not self.add_special_tokens)
-
-    def text(self, prompt: str, completion: Completion) -> str:
-        """What the caller gets: the completion, after its prompt where that is asked for."""
-        new = completion.text or ""
-        if self.clean_up:  # over the whole, as transformers does: " ." at the seam counts too
-            new = tidy(prompt + new)[len(tidy(prompt)) :]
-        return prompt + new if self.full_text else new
+from hfray.langchain.call import Call
+from hfray.langchain.settings import generation_params
+from hfray.params import GenerationParams
 
 
 class LocalPipeline:
-    """An engine loop, a task, and the settings that calls start from. Safe to share between threads and event loops.
+    """An engine loop with a task and default settings. Threads and event loops may share it.
 
     Args:
-        defaults: settings of the model or of transformers, which give way to
-        given: the user's; names of transformers' GenerationConfig, and `FORMAT`'s.
+        defaults: settings of the model or of transformers.
+        given: the user's settings, which win. Names as in transformers' GenerationConfig and in `settings.FORMAT`.
 
     Raises:
-        ValueError: a setting is unknown or cannot be done; the message names it.
+        ValueError: a setting is unknown or not supported; the message names the setting.
     """
 
     def __init__(self, engine: Engine, task: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         self.task, self.tokenizer = task, engine.tokenizer
         self.model = getattr(engine, "model", None)
         self._defaults, self._given = dict(defaults), dict(given)
-        self._end_ids: set[int] = getattr(engine, "_end_ids", set())
-        self.call()  # a wrong setting is told here, not at the first prompt
+        self._end_ids: set[int] = getattr(engine, "end_ids", set())
+        self._top_logprobs = engine.top_logprobs
+        self.call()  # reports a wrong setting now instead of at the first prompt
         self.loop = EngineLoop(engine)
         self.close = weakref.finalize(self, self.loop.close)
 
-    @classmethod
-    def load(cls, settings: EngineSettings, given: Mapping[str, Any]) -> LocalPipeline:
-        """Load the settings' engine. Raises ValueError."""
-        from hfray.models.source import prepare
-
-        folder = prepare(settings)
-        engine = load_engine(settings, folder=folder)
-        if settings.task in SEQ2SEQ:
-            return cls(engine, settings.task, seq2seq_defaults(engine), given)
-        return cls(engine, settings.task, causal_defaults(folder), given)
-
-    @classmethod
-    def around(cls, pipe: Any, given: Mapping[str, Any]) -> LocalPipeline:
-        """Drive the model of a transformers pipeline, with the pipeline's settings. Raises ValueError."""
-        from hfray.engines.torch.causal import TransformersEngine
-        from hfray.engines.torch.checkpoint import TransformersTokenizer
-
-        if pipe.task not in TASKS:
-            raise ValueError(f"Got invalid task {pipe.task}, currently only {TASKS} are supported")
-        if type(pipe.model).__module__.startswith("optimum."):
-            raise ValueError(
-                f"pipeline.model is a {type(pipe.model).__name__}: an OpenVINO model cannot be taken out of its "
-                "pipeline. Use HuggingFacePipeline.from_model_id(folder, backend='openvino')."
-            )
-        if pipe.model.config.is_encoder_decoder:
-            from hfray.engines.torch.seq2seq import Seq2SeqEngine
-
-            engine = Seq2SeqEngine(pipe.model, pipe.tokenizer, task=pipe.task, context=None)
-            return cls(engine, pipe.task, seq2seq_defaults(engine), given)
-        defaults, own = pipeline_settings(pipe)
-        with ending_at(pipe.model, own.pop("eos_token_id", None)):
-            tokenizer = TransformersTokenizer(pipe.tokenizer)
-            engine = TransformersEngine(pipe.model, tokenizer, context=positions(pipe.model.config))
-        return cls(engine, pipe.task, defaults, {**own, **given})
-
-    def __deepcopy__(self, memo: dict) -> LocalPipeline:
-        return self  # copies of a LangChain object share the engine
-
-    # --- settings ----------------------------------------------------------------------------------------------
-
     def call(self, given: Mapping[str, Any] | None = None, stop: Sequence[str] | None = None) -> Call:
-        """The settings of one call: the pipeline's, under what is given now. Raises ValueError."""
+        """The settings of one call: the pipeline's own settings, overridden by `given`. Raises ValueError."""
         given = {k: v for k, v in {**self._given, **(given or {})}.items() if v is not None}
         values = {**self._defaults, **given}
         if "max_length" in given and "max_new_tokens" not in given:
-            values.pop("max_new_tokens", None)  # a default must not beat what was asked for
+            values.pop("max_new_tokens", None)  # the user's max_length wins over a default
         causal = self.task not in SEQ2SEQ
-        full_text, clean_up, special = (values.pop(name, None) for name in FORMAT)
+        full_text = values.pop("return_full_text", causal)
+        clean_up = values.pop("clean_up_tokenization_spaces", causal)
+        special, prefix = values.pop("add_special_tokens", True), values.pop("prefix", "")
         others = set(_listed(values.pop("eos_token_id", None))) - self._end_ids
         if others:
             raise ValueError(f"eos_token_id={sorted(others)}: does not end this model's texts. Use stop=[...].")
-        params = generation_params(values, causal).with_stop(stop)
+        params = generation_params(values, causal).with_stop(list(stop or ()))
+        if params.logprobs and not self._top_logprobs:
+            raise ValueError(
+                f"logprobs={params.logprobs}: this engine does not report the likeliest tokens. Use logprobs=0 for the "
+                "generated tokens' own log-probabilities."
+            )
         return Call(
-            params=params,
-            full_text=causal if full_text is None else bool(full_text),
-            clean_up=causal if clean_up is None else bool(clean_up),
-            add_special_tokens=True if special is None else bool(special),
-            # Without a seed every call draws anew, from Python's random: transformers.set_seed makes it repeatable.
+            params=self._behind(prefix, params) if prefix and causal else params,
+            full_text=bool(full_text),
+            clean_up=bool(clean_up),
+            add_special_tokens=bool(special),
+            prefix=prefix,
+            # Without a seed, every call draws a new text. transformers.set_seed makes the draws repeatable.
             sample=0 if "seed" in values or not params.sampling else random.getrandbits(31),
         )
+
+    def _behind(self, prefix: str, params: GenerationParams) -> GenerationParams:
+        """The parameters for prompts behind a prefix: `max_length` does not count the prefix, as in transformers."""
+        if params.max_length is None:
+            return params
+        length = len(self.tokenizer.encode(prefix, add_special_tokens=False))
+        return replace(params, max_length=params.max_length + length)
+
+    def logprobs(self, completion: Completion) -> list[dict[str, Any]]:
+        """Log-probabilities of the generated tokens, and of the likeliest tokens at each position."""
+        if len(completion.logprobs) != len(completion.token_ids):
+            raise RequestError("logprobs: this model's engine does not compute log-probabilities. Remove the setting.")
+        return [
+            {
+                "token": self.tokenizer.decode([token]),
+                "logprob": own,
+                "top_logprobs": [{"token": self.tokenizer.decode([i]), "logprob": value} for i, value in likeliest],
+            }
+            for token, (own, likeliest) in zip(completion.token_ids, completion.logprobs, strict=True)
+        ]
 
     # --- calls -------------------------------------------------------------------------------------------------
 
     def complete(self, prompts: Sequence[str], call: Call) -> list[Completion]:
-        """Complete prompts together; in their order. Raises RequestError at the first that fails, EngineDiedError."""
+        """Complete prompts together, in order. Raises the first prompt's RequestError, or EngineDiedError."""
         with self._submitted(prompts, call) as handles:
             for handle in as_completed(handles):
                 _checked(handle.result())
             return [handle.result() for handle in handles]
 
     async def acomplete(self, prompts: Sequence[str], call: Call) -> list[Completion]:
-        """As `complete`; a caller that is cancelled cancels its prompts."""
+        """As `complete`. Cancelling the call cancels its prompts."""
         handles: list[Handle] = []
         left = threading.Event()
         try:
@@ -164,13 +118,13 @@ class LocalPipeline:
             for handle in list(handles):
                 handle.cancel()
 
-    def stream(self, prompt: str, call: Call) -> Iterator[str | Completion]:
-        """Pieces of text as they come, and at last the Completion; a caller that leaves early frees the engine."""
+    def stream(self, prompt: str, call: Call) -> Generator[str | Completion, None, None]:
+        """Pieces of text as they arrive, then the Completion. Closing the iterator early frees the engine's slot."""
         with self._submitted([prompt], call, stream=True) as (handle,):
             for piece in handle:
                 yield from _parts(piece)
 
-    async def astream(self, prompt: str, call: Call) -> AsyncIterator[str | Completion]:
+    async def astream(self, prompt: str, call: Call) -> AsyncGenerator[str | Completion, None]:
         """As `stream`."""
         with self._submitted([prompt], call, stream=True) as (handle,):
             async for piece in handle:
@@ -179,7 +133,7 @@ class LocalPipeline:
 
     @contextlib.contextmanager
     def _submitted(self, prompts: Sequence[str], call: Call, stream: bool = False) -> Iterator[list[Handle]]:
-        """The prompts' handles; at the end, what has not finished is cancelled."""
+        """The handles of the prompts. At the end, unfinished prompts are cancelled."""
         handles: list[Handle] = []
         try:
             self._submit(prompts, call, handles, stream=stream)
@@ -196,7 +150,7 @@ class LocalPipeline:
         left: threading.Event | None = None,
         stream: bool = False,
     ) -> None:
-        """Send prompts to the engine; stops if the caller leaves meanwhile."""
+        """Send prompts to the engine, until all are sent or `left` is set."""
         for text in prompts:
             handles.append(self.loop.submit(call.prompt(text), call.params, sample=call.sample, stream=stream))
             if left is not None and left.is_set():
@@ -207,13 +161,6 @@ class LocalPipeline:
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def tidy(text: str) -> str:
-    """Without the spaces that tokenizers leave before punctuation: transformers' `clean_up_tokenization`."""
-    for spaced, closed in TIDY:
-        text = text.replace(spaced, closed)
-    return text
 
 
 def _parts(piece: Piece) -> Iterator[str | Completion]:

@@ -1,18 +1,14 @@
-"""The settings of a local pipeline: the user's, the model's and transformers' own, in that order."""
+"""Generation settings: the user's, the model's and transformers' own, in that order of precedence."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hfray.config.build import build
-from hfray.config.engine import EngineSettings
 from hfray.engines.load import SEQ2SEQ
 from hfray.models.folder import CONTEXT_KEYS
 from hfray.params import GenerationParams
@@ -20,65 +16,99 @@ from hfray.params import GenerationParams
 logger = logging.getLogger(__name__)
 TASKS = ("text-generation", *sorted(SEQ2SEQ))
 FIELDS = {f.name for f in fields(GenerationParams)} | {"stop"}
-# What transformers' own pipelines generate with where neither the model nor the user says (5.5: text_generation.py).
+# The defaults of transformers' own pipelines (5.5: text_generation.py), if neither the model nor the user sets them.
 CAUSAL_DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7, "top_k": 50}
-SEQ2SEQ_BEAMS = 4  # transformers 4's text2text pipelines
-UNSET_MAX_LENGTH = 20  # transformers' global default, which counts as not set
-# How the text is put together; not settings of the generation.
-FORMAT = ("return_full_text", "clean_up_tokenization_spaces", "add_special_tokens")
-# Settings that people pass to transformers' pipelines and that have no say in ours.
-NO_EFFECT = {"pad_token_id", "bos_token_id", "padding", "use_cache", "cache_implementation"}
-NO_EFFECT |= {"num_return_sequences", "batch_size", "num_workers", "tokenizer", "skip_special_tokens", "return_text"}
-NO_EFFECT |= {"torch_dtype", "dtype", "trust_remote_code", "framework", "use_fast"}  # of the model, loaded by then
-NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "top_p": 1.0, "length_penalty": 1.0}
-# transformers' own name for a stop string, of which it takes the tokens.
+SEQ2SEQ_BEAMS = 4  # as in transformers 4's text2text pipelines
+UNSET_MAX_LENGTH = 20  # transformers' global default, which means "not set"
+# How the text is assembled; not generation settings.
+FORMAT = ("return_full_text", "clean_up_tokenization_spaces", "add_special_tokens", "prefix")
+# Another name for a stop string. transformers compares its tokens instead of its text.
 STOP_SEQUENCE = "stop_sequence"
-# Settings of a model's or pipeline's GenerationConfig that would change the text, and that the engines don't have.
-NOT_CARRIED = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale")
-OPENVINO_KWARGS = ("device", "ov_config", "revision", "trust_remote_code", "load_in_8bit")
+# Settings that we apply ourselves, and that a transformers pipeline does not know or would apply differently.
+OURS_ALONE = ("stop", "seed", STOP_SEQUENCE, "clean_up_tokenization_spaces", "add_special_tokens", "logprobs")
+# Settings for transformers' pipelines that change nothing here: batching, padding, and how the model is loaded.
+NO_EFFECT = {"pad_token_id", "bos_token_id", "padding", "use_cache", "cache_implementation", "prefix_length"}
+NO_EFFECT |= {"num_return_sequences", "batch_size", "num_workers", "tokenizer", "skip_special_tokens", "return_text"}
+NO_EFFECT |= {"torch_dtype", "dtype", "trust_remote_code", "framework", "use_fast"}
+# Settings that the engines do not support, with the value that asks for nothing.
+NEUTRAL: dict[str, Any] = {
+    "diversity_penalty": 0.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1.0,
+    "num_beam_groups": 1,
+    "penalty_alpha": 0.0,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "token_healing": False,
+    "truncation": False,
+    "typical_p": 1.0,
+}
+# Settings of this kind ask for nothing only if they are empty.
+UNSUPPORTED = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "max_time", "top_h")
+UNSUPPORTED += ("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "constraints")
+UNSUPPORTED += ("force_words_ids", "watermarking_config", "dola_layers", "stopping_criteria", "logits_processor")
+# Supported settings, with a value that some engine would refuse although it asks for nothing.
+DEFAULTS = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "top_p": 1.0, "length_penalty": 1.0}
 
 
 def user_settings(model_kwargs: dict | None, pipeline_kwargs: dict | None) -> dict[str, Any]:
-    """The user's settings of the generation; `model_kwargs` may hold some, as LangChain's page has it."""
+    """The user's generation settings. LangChain's page puts some of them into `model_kwargs`."""
     return {k: v for k, v in (model_kwargs or {}).items() if k in FIELDS} | (pipeline_kwargs or {})
 
 
-def generation_params(values: dict[str, Any], causal: bool) -> GenerationParams:
+def generation_params(values: Mapping[str, Any], causal: bool) -> GenerationParams:
     """Parameters from the merged settings of a pipeline. Raises ValueError, naming the setting."""
+    values = {name: value for name, value in values.items() if not asks_for_nothing(name, value)}
     if values.get("skip_special_tokens") is False:
-        raise ValueError("skip_special_tokens=False: special tokens are never in the text. Leave it out.")
+        raise ValueError("skip_special_tokens=False: the text never contains special tokens. Remove the setting.")
+    if causal and values.get("renormalize_logits"):  # changes nothing without beam search
+        del values["renormalize_logits"]
+    unsupported = sorted(values.keys() & {*NEUTRAL, *UNSUPPORTED})
+    if unsupported:
+        name = unsupported[0]
+        raise ValueError(f"{name}={values[name]!r}: hfray's engines do not support this setting. Remove it.")
     sequence = values.pop(STOP_SEQUENCE, None)
     if sequence is not None:
-        values["stop_strings"] = [*_listed(values.get("stop_strings")), sequence]
-    if values.get("temperature") == 0:  # greedy, where transformers raises an error
+        stops = values.get("stop_strings") or ()
+        values["stop_strings"] = [*([stops] if isinstance(stops, str) else stops), sequence]
+    if values.get("temperature") == 0:  # greedy; transformers raises an error
         values["do_sample"] = False
     if causal and (values.pop("num_beams", None) or 1) > 1:
-        raise ValueError("num_beams > 1: beam search is for sequence-to-sequence tasks here. Leave it out.")
+        raise ValueError("num_beams > 1: beam search runs for sequence-to-sequence tasks only. Remove the setting.")
     shortest = values.pop("min_length", None)
     if shortest and causal:
         raise ValueError(
-            f"min_length={shortest}: counts the prompt, which differs from row to row. Use min_new_tokens."
+            f"min_length={shortest}: counts the prompt, whose length differs from row to row. Use min_new_tokens."
         )
     if shortest:  # counts the decoder's start token
         values.setdefault("min_new_tokens", shortest - 1)
-    kept = {k: v for k, v in values.items() if k not in NO_EFFECT and not (k in NEUTRAL and v == NEUTRAL[k])}
-    return GenerationParams.from_mapping(kept)
+    return GenerationParams.from_mapping({name: value for name, value in values.items() if name not in NO_EFFECT})
 
 
-def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
+def asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether a setting has the value that leaves the text as it is."""
+    if value is None or (name in UNSUPPORTED and not value):
+        return True
+    neutral = {**NEUTRAL, **DEFAULTS}
+    return name in neutral and value == neutral[name]
 
 
 def _known(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a GenerationConfig that the engines have; those that they lack are told of."""
-    lost = [name for name in NOT_CARRIED if config.get(name)]
+    """The supported fields of a model's GenerationConfig. Logs a warning about those that are not applied."""
+    lost = [n for n in (*UNSUPPORTED, *NEUTRAL) if n in config and not asks_for_nothing(n, config[n])]
     if lost:
         logger.warning("The model's generation settings %s are not applied.", ", ".join(lost))
     return {name: config[name] for name in sorted(FIELDS) if config.get(name) is not None}
 
 
 def causal_defaults(folder: Path) -> dict[str, Any]:
-    """transformers' precedence: the pipeline's defaults before the model's, but a model's own max_length counts."""
+    """The defaults of a folder's model, as transformers' pipeline merges them.
+
+    The pipeline's defaults win over the model's, except that a model's own max_length replaces max_new_tokens.
+    """
     path = folder / "generation_config.json"
     own = _known(json.loads(path.read_text())) if path.exists() else {}
     defaults = {**own, **CAUSAL_DEFAULTS, "top_k": own.get("top_k", CAUSAL_DEFAULTS["top_k"])}
@@ -88,85 +118,38 @@ def causal_defaults(folder: Path) -> dict[str, Any]:
 
 
 def seq2seq_defaults(engine: Any) -> dict[str, Any]:
-    """The engine takes everything else from the model's generation_config."""
+    """The number of beams, if the model sets none. The engine reads all other defaults from the model."""
     return {} if engine.generation.num_beams else {"num_beams": SEQ2SEQ_BEAMS}
 
 
 def pipeline_settings(pipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A transformers pipeline's settings: those that may be defaults, and those that its maker must have given."""
-    config = pipe.generation_config.to_dict()
-    own = {**pipe._preprocess_params, **pipe._forward_params}
-    defaults, given = _known(config), {k: own[k] for k in (*FIELDS, *FORMAT, "eos_token_id") if own.get(k) is not None}
+    """The settings of a transformers pipeline: the defaults, and what the user gave when creating the pipeline.
+
+    Raises:
+        ValueError: the user gave the pipeline a setting that the engines do not support.
+    """
+    config, model_config = pipe.generation_config.to_dict(), pipe.model.generation_config.to_dict()
+    given = {k: v for k, v in {**pipe._preprocess_params, **pipe._forward_params}.items() if v is not None}
+    for name in (*UNSUPPORTED, *NEUTRAL):  # transformers moves these from the arguments into the config
+        if name in config and config[name] != model_config.get(name) and not asks_for_nothing(name, config[name]):
+            given[name] = config[name]
+    unsupported = [name for name in given if name in (*UNSUPPORTED, *NEUTRAL)]
+    defaults = _known({name: value for name, value in config.items() if name not in unsupported})
     given.setdefault("eos_token_id", config.get("eos_token_id"))
     if defaults.get("max_new_tokens") != CAUSAL_DEFAULTS["max_new_tokens"] and "max_new_tokens" in defaults:
         given.setdefault("max_new_tokens", defaults["max_new_tokens"])
     after = pipe._postprocess_params
     if "return_type" in after:
         if after["return_type"].name == "TENSORS":
-            raise ValueError("return_tensors=True: a language model's answer is text. Leave it out.")
+            raise ValueError("return_tensors=True: a language model's answer is text. Remove the setting.")
         given["return_full_text"] = after["return_type"].name == "FULL_TEXT"
-    if "clean_up_tokenization_spaces" in after:
-        given["clean_up_tokenization_spaces"] = after["clean_up_tokenization_spaces"]
+    for name in ("clean_up_tokenization_spaces", "skip_special_tokens"):
+        if name in after:
+            given[name] = after[name]
     return defaults, given
 
 
-@contextlib.contextmanager
-def ending_at(model: Any, eos_token_id: int | list[int] | None) -> Iterator[None]:
-    """The model with the pipeline's own end tokens, while an engine is made of it."""
-    before = model.generation_config.eos_token_id
-    if eos_token_id is not None:
-        model.generation_config.eos_token_id = eos_token_id
-    try:
-        yield
-    finally:
-        model.generation_config.eos_token_id = before
-
-
 def positions(config: Any) -> int | None:
-    """Most tokens of prompt and completion, by a loaded model's config; None where it sets no bound."""
+    """The largest number of prompt and completion tokens, by the config of a loaded model; None: no limit."""
     values = (getattr(config.get_text_config(), key, None) for key in CONTEXT_KEYS)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
-
-
-def _model(model_id: str, loading: dict[str, Any]) -> dict[str, Any]:
-    named = {name: loading.pop(name) for name in ("revision", "trust_remote_code") if name in loading}
-    return {"source": str(model_id), **named}
-
-
-def transformers_settings(
-    model_id: str, task: str, loading: dict[str, Any], device: int | None, device_map: Any
-) -> EngineSettings:
-    if device_map is not None and "device_map" in loading:
-        raise ValueError("`device_map` is already specified in `model_kwargs`.")
-    device_map = loading.pop("device_map", device_map)
-    if device_map is not None and device is not None and device >= 0:
-        raise ValueError(
-            f"Both `device` ({device}) and `device_map` ({device_map!r}) are specified: one GPU, or a map over "
-            "several. Remove one of them."
-        )
-    model = _model(model_id, loading)
-    # As transformers loads it by itself: in the checkpoint's own dtype.
-    model["kwargs"] = {"dtype": loading.pop("torch_dtype", None) or "auto", **loading}
-    place = {"map": device_map} if device_map is not None else {"index": device}
-    backend = {"name": "transformers"}
-    return build(EngineSettings, {"model": model, "task": task, "backend": backend, "device": place})
-
-
-def openvino_settings(
-    model_id: str, task: str, loading: dict[str, Any], device: int | None, device_map: Any
-) -> EngineSettings:
-    if device_map is not None or (device is not None and device >= 0):
-        warnings.warn("Please set device for OpenVINO through: `model_kwargs`", stacklevel=3)
-    unknown = sorted(loading.keys() - set(OPENVINO_KWARGS))
-    if unknown:
-        raise ValueError(
-            f"model_kwargs[{unknown[0]!r}]={loading[unknown[0]]!r}: not a setting of backend='openvino'. "
-            f"Known: {', '.join(OPENVINO_KWARGS)}, and generation settings."
-        )
-    backend = {"name": "openvino", "ov_config": loading.pop("ov_config", None) or {}}
-    if loading.pop("load_in_8bit", False):
-        backend["weight_format"] = "int8"
-    place = {"name": loading.pop("device", None) or "CPU"}
-    return build(
-        EngineSettings, {"model": _model(model_id, loading), "task": task, "backend": backend, "device": place}
-    )

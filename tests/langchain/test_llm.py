@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def test_streams_are_langchain_huggingfaces(llm, theirs):
 
 
 def test_spaces_before_punctuation_go_as_in_transformers(llm):
-    from hfray.langchain.pipeline import tidy
+    from hfray.langchain.call import tidy
 
     text = "It 's here . Is n't it ? Yes , I 've 'm 're !"
     assert tidy(text) == llm.pipeline.tokenizer.clean_up_tokenization(text)
@@ -429,6 +430,113 @@ def test_importing_the_package_is_light():
         _ = hfray.nothing
 
 
+# --- what LangChain expects of an object ----------------------------------------------------------------------------
+
+
+def test_the_cache_tells_calls_with_different_settings_apart(llm):
+    from langchain_core.caches import InMemoryCache
+
+    cached = llm.model_copy(update={"cache": InMemoryCache()})
+    short = cached.bind(max_new_tokens=2, skip_prompt=True).invoke("Hello")
+    assert cached.bind(max_new_tokens=12, skip_prompt=True).invoke("Hello") == llm.invoke("Hello", skip_prompt=True)
+    assert asyncio.run(cached.bind(max_new_tokens=2, skip_prompt=True).ainvoke("Hello")) == short
+    rows = llm._local.loop.stats.rows
+    assert cached.bind(max_new_tokens=2, skip_prompt=True).invoke("Hello") == short
+    assert llm._local.loop.stats.rows == rows
+
+
+def test_deep_copies_share_the_model(llm):
+    for copied in (copy.deepcopy(llm), llm.model_copy(deep=True)):
+        assert copied.pipeline is llm.pipeline
+        assert copied._local is llm._local
+        assert copied.pipeline_kwargs is not llm.pipeline_kwargs
+        assert copied.invoke("Hello") == llm.invoke("Hello")
+
+
+def test_pickling_keeps_what_model_copy_changed(llm):
+    changed = llm.model_copy(update={"pipeline_kwargs": {**GREEDY, "max_new_tokens": 3}, "tags": ["one"]})
+    again = pickle.loads(pickle.dumps(changed))
+    assert again.tags == ["one"]
+    assert again.invoke("Hello") == changed.invoke("Hello") == llm.invoke("Hello", max_new_tokens=3)
+
+
+def test_streams_have_no_empty_chunk_and_keep_their_metadata(llm):
+    chunks = list(llm._stream("Hello"))
+    assert all(chunk.text for chunk in chunks)
+    assert chunks[-1].generation_info["num_generated_tokens"] == 12
+    assert all(llm.stream("Hello"))
+
+    async def pieces():
+        return [piece async for piece in llm.astream("Hello")]
+
+    assert all(asyncio.run(pieces()))
+    first = llm.invoke("Hello", skip_prompt=True)[0]
+    assert list(llm.stream("Hello", stop=[first])) == [""]  # LangChain needs one chunk
+
+
+def test_batch_as_completed_fills_the_engine(llm):
+    texts = [f"{text} {n}" for n in range(3) for text in PROMPTS]
+    expected = llm.batch(texts)
+    steps = llm._local.loop.stats.steps
+    assert dict(llm.batch_as_completed(texts)) == dict(enumerate(expected))
+    # Six threads, LangChain's default on two cores, would take at least 5 turns of 12 steps each.
+    assert llm._local.loop.stats.steps - steps < 12 * 5
+    assert list(llm.batch_as_completed([])) == []
+    found = dict(llm.batch_as_completed(["Hello", TOO_LONG], return_exceptions=True))
+    assert found[0] == llm.invoke("Hello")
+    assert isinstance(found[1], ValueError)
+
+
+def test_log_probabilities_only_if_asked_and_never_invented(llm, tiny_gpt2_ir):
+    assert "logprobs" not in llm.generate(["Hello"]).generations[0][0].generation_info
+    tokens = llm.generate(["Hello"], logprobs=2).generations[0][0].generation_info["logprobs"]
+    assert len(tokens) == 12
+    assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 2 for token in tokens)
+    assert all(token["logprob"] == token["top_logprobs"][0]["logprob"] for token in tokens)  # greedy
+    assert any(token["logprob"] < 0 for token in tokens)
+    options = {"model_kwargs": {"device": "CPU", "ov_config": EXACT}, "pipeline_kwargs": GREEDY}
+    ov_llm = HuggingFacePipeline.from_model_id(str(tiny_gpt2_ir), "text-generation", backend="openvino", **options)
+    assert "logprobs" not in ov_llm.generate(["Hello"]).generations[0][0].generation_info
+    with pytest.raises(ValueError, match="logprobs=2"):
+        ov_llm.generate(["Hello"], logprobs=2)
+    own = ov_llm.generate(["Hello"], logprobs=0).generations[0][0].generation_info["logprobs"]
+    assert [token["logprob"] for token in own] == pytest.approx([token["logprob"] for token in tokens], abs=1e-3)
+
+
+# --- settings of a pipeline passed in -------------------------------------------------------------------------------
+
+
+def made(theirs, **options):
+    from transformers import pipeline
+
+    pipe = theirs.pipeline
+    return pipeline("text-generation", model=pipe.model, tokenizer=pipe.tokenizer, **GREEDY, **options)
+
+
+def test_a_pipelines_prefix_is_honoured(theirs):
+    for options in ({"prefix": "Once upon a time. "}, {"prefix": "Why? ", "return_full_text": False}):
+        pipe = made(theirs, **options)
+        ours = HuggingFacePipeline(pipeline=pipe)
+        for text in PROMPTS[:4]:
+            assert ours.invoke(text) == pipe(text)[0]["generated_text"]
+
+
+def test_a_pipelines_unsupported_settings_are_refused_by_name(theirs):
+    def stopping(ids, scores, **kwargs):
+        return False
+
+    for name, value in {"stopping_criteria": [stopping], "suppress_tokens": [5], "bad_words_ids": [[5]]}.items():
+        pipe = made(theirs, **{name: value})
+        with pytest.raises(ValueError, match=name):
+            HuggingFacePipeline(pipeline=pipe)
+
+
+def test_a_pipelines_neutral_settings_are_accepted(llm, theirs):
+    neutral = {"diversity_penalty": 0.0, "num_beam_groups": 1, "token_healing": False, "epsilon_cutoff": 0.0}
+    ours = HuggingFacePipeline(pipeline=made(theirs, **neutral))
+    assert ours.invoke("Hello") == llm.invoke("Hello") == llm.invoke("Hello", **neutral)
+
+
 # --- a chain in the job ---------------------------------------------------------------------------------------------
 
 CHAINS = """
@@ -475,6 +583,7 @@ def test_a_langchain_object_as_the_jobs_prompt(chains, llm):
     assert rendered("chat", Plain()) == "System: Be brief.\nHuman: 2+2?"  # as LangChain gives it to an LLM
 
 
+@pytest.mark.ray
 def test_a_job_over_a_users_own_prompt(chains, questions, tmp_path):
     import os
 

@@ -1,0 +1,105 @@
+"""Loading: the weights once, on the engine's own device, with the arguments that the hub needs."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+from hfray.errors import SettingsError
+from hfray.langchain.llm import HuggingFacePipeline
+from hfray.langchain.loading import openvino_settings, transformers_pipeline, transformers_settings
+
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
+
+
+def test_the_weights_are_loaded_once(tiny_gpt2, monkeypatch):
+    from hfray.engines.torch.causal import TransformersEngine
+
+    loads, engines = [], []
+    load, start = transformers.AutoModelForCausalLM.from_pretrained, TransformersEngine.__init__
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or load(*a, **k)
+    )
+    monkeypatch.setattr(TransformersEngine, "__init__", lambda s, *a, **k: engines.append(s) or start(s, *a, **k))
+    llm = HuggingFacePipeline.from_model_id(str(tiny_gpt2), "text-generation", pipeline_kwargs=GREEDY)
+    assert len(loads) == len(engines) == 1
+    assert isinstance(llm.pipeline, transformers.TextGenerationPipeline)
+    assert llm.pipeline.model is llm._local.model
+    assert llm.pipeline.tokenizer is llm._local.tokenizer.hf
+    assert llm.pipeline("Hello")[0]["generated_text"] == llm.invoke("Hello")
+
+
+def test_the_pipeline_stays_on_the_engines_device(tiny_gpt2, monkeypatch):
+    """transformers moves a model to the first GPU if nobody names a device."""
+    devices = []
+    make = transformers.pipeline
+    monkeypatch.setattr("transformers.pipeline", lambda *a, **k: devices.append(k.get("device")) or make(*a, **k))
+    llm = HuggingFacePipeline.from_model_id(str(tiny_gpt2), "text-generation", device=-1)
+    llm.pipeline.model.hf_device_map = {"": "cpu"}  # as accelerate does, which has placed the model already
+    transformers_pipeline(llm._local.loop.engine, GREEDY)
+    assert devices == [llm.pipeline.model.device, None]
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 500])
+def test_an_explicit_batch_size_is_a_cap(tiny_gpt2, batch_size):
+    llm = HuggingFacePipeline.from_model_id(str(tiny_gpt2), "text-generation", batch_size=batch_size)
+    assert llm._local.loop.engine.capacity == (2 if batch_size == 2 else 32)
+    assert llm.batch_size == (batch_size or 4)
+    options = {} if batch_size is None else {"batch_size": batch_size}
+    around = HuggingFacePipeline(pipeline=llm.pipeline, **options)
+    assert around._local.loop.engine.capacity == (2 if batch_size == 2 else 32)
+
+
+@pytest.mark.parametrize("backend", ["default", "openvino"])
+def test_the_hub_call_gets_token_cache_and_offline_mode(monkeypatch, backend, tmp_path):
+    import huggingface_hub
+
+    seen = {}
+
+    def download(source, **options):
+        seen.update(options, source=source)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub = {"token": "hf_x", "cache_dir": str(tmp_path), "local_files_only": True}
+    with pytest.raises(SettingsError, match="org/gated"):
+        HuggingFacePipeline.from_model_id("org/gated", "text-generation", backend=backend, model_kwargs=hub)
+    assert {"source": "org/gated", **hub}.items() <= seen.items()
+
+
+def test_settings_of_the_engine():
+    settings = transformers_settings("a/b", "translation", {"revision": "v1", "torch_dtype": "float16"}, 0, None)
+    assert (settings.model.source, settings.model.revision, settings.device.index) == ("a/b", "v1", 0)
+    assert settings.model.kwargs == {"dtype": "float16"}
+    settings = openvino_settings("a/b", "text-generation", {"ov_config": {"A": "1"}, "load_in_8bit": True}, -1, None)
+    assert (settings.backend.weight_format, settings.backend.ov_config, settings.device.name) == (
+        "int8",
+        {"A": "1"},
+        "CPU",
+    )
+    loading = {"devise": "CPU"}
+    with pytest.raises(ValueError, match="devise"):
+        openvino_settings("a/b", "text-generation", loading, -1, None)
+    assert loading == {"devise": "CPU"}  # the caller's dictionary is left alone
+
+
+def test_the_size_check_counts_the_dtype_of_model_kwargs(tiny_gpt2):
+    import torch
+
+    from hfray.engines.torch.checkpoint import loaded_dtype
+
+    assert loaded_dtype(tiny_gpt2, "bfloat16", {}) == "bfloat16"
+    assert loaded_dtype(tiny_gpt2, "bfloat16", {"dtype": "auto"}) == "float32"  # the checkpoint's own
+    assert loaded_dtype(tiny_gpt2, "bfloat16", {"torch_dtype": torch.float16}) == "float16"
+
+
+def test_a_model_that_is_too_large_in_its_own_dtype_is_refused(tiny_gpt2, monkeypatch):
+    import torch
+
+    from hfray.engines.torch.checkpoint import load_model
+    from hfray.models.folder import weight_bytes
+
+    half = weight_bytes(tiny_gpt2, "bfloat16")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(half * 1.5), half * 2))
+    with pytest.raises(ValueError, match="in float32 its weights take"):
+        load_model(tiny_gpt2, device="cuda:0", dtype="bfloat16", model_kwargs={"dtype": "auto"})
