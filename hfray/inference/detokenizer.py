@@ -1,4 +1,4 @@
-"""Token ids to text as they come: whole characters only, cut before the first stop string."""
+"""From token ids to text while they arrive: whole characters only, cut before the first stop string."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from weakref import WeakKeyDictionary
 
 from hfray.engines.base import Tokenizer
 
-# Some tokenizers (SentencePiece) drop a leading space when they decode; a few prompt tokens before the completion
-# keep it, as transformers' pipelines do by decoding the whole.
+# Some tokenizers (SentencePiece) drop a leading space when they decode. Decoding the completion after a few prompt
+# tokens keeps the space. transformers' pipelines decode the whole prompt for the same reason.
 CONTEXT_TOKENS = 4
-WINDOW_TOKENS = 16  # decoded again with each new token, before the window moves on
-LONGEST_CHARACTER = 4  # bytes, and tokens at most
-UNFINISHED = "\ufffd"  # what byte-level tokenizers decode a torn UTF-8 character to
+WINDOW_TOKENS = 16  # tokens that are decoded again with each new token before the window moves
+LONGEST_CHARACTER = 4  # bytes, so tokens at most
+UNFINISHED = "\ufffd"  # how byte-level tokenizers decode a part of a UTF-8 character
 
-_pieces: WeakKeyDictionary[Tokenizer, dict[int, str]] = WeakKeyDictionary()  # tokens' own texts, by tokenizer
+_pieces: WeakKeyDictionary[Tokenizer, dict[int, str]] = WeakKeyDictionary()  # the text of single tokens, by tokenizer
 
 
 class CompletionText:
     """The text of one completion.
 
-    Decoding takes as long as a GPU's step where many rows run: `push` decodes only for a stream, or where a token may
+    With many rows, decoding takes as long as a GPU step. So `push` decodes only for a stream, or if a token may
     complete a stop string.
     """
 
@@ -34,15 +34,15 @@ class CompletionText:
         self._stream = stream
         self._last_characters = _visible_ends(self._stops)
         self._decoded = ""  # all whole characters so far
-        self._torn = False  # tokens were decoded that are not in it: they end within a character
-        self._start = 0  # of the decode window: a token of the context and the completion
-        self._known = self._context_text  # what the window has decoded to so far
+        self._torn = False  # the last tokens end within a character and are not in `_decoded` yet
+        self._start = 0  # first token of the decode window, counted over context and completion
+        self._known = self._context_text  # the window's text so far
         self._sent = 0
         self.token_ids: list[int] = []
         self.stopped = False
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Add tokens; returns the text that is now certain (never part of a stop string to come)."""
+        """Add tokens. Returns the text that is final now: it contains no beginning of a possible stop string."""
         self.token_ids.extend(token_ids)
         if self.stopped or not token_ids or not (self._stream or self._torn or self._may_stop(token_ids)):
             return ""
@@ -54,7 +54,7 @@ class CompletionText:
         return self._send(len(self._decoded) - self._holdback)
 
     def finish(self) -> str:
-        """The rest of the text for a stream, after the last token."""
+        """The rest of the stream's text, after the last token."""
         if not self.stopped:
             self._decoded = self._decode(self.token_ids)
             cut = self._first_stop()
@@ -108,9 +108,10 @@ class CompletionText:
 
 
 def _whole_end(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[list[int], str]:
-    """The last few tokens and their text, more of them where the first would be amid a character.
+    """The last few tokens and their text; more tokens if the text would begin within a character.
 
-    Tokenizers that fall back to bytes (Llama's, Gemma's) lose a whole run of them to one that is torn.
+    A tokenizer with byte fallback (Llama's, Gemma's) decodes a whole run of bytes to nothing if one character in it is
+    incomplete.
     """
     end, text = [], ""
     for count in range(CONTEXT_TOKENS, CONTEXT_TOKENS + LONGEST_CHARACTER):
@@ -122,9 +123,9 @@ def _whole_end(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[list[int
 
 
 def _visible_ends(stops: Sequence[str]) -> frozenset[str] | None:
-    """The last characters of stop strings, where a token that brings one shows it when decoded alone; else None.
+    """The last characters of the stop strings; None if a token decoded alone may hide one of them.
 
-    It need not show a space, which some tokenizers drop at a beginning, nor a character of several bytes.
+    Some tokenizers drop a leading space, and a character of several bytes may be spread over several tokens.
     """
     ends = frozenset(stop[-1] for stop in stops)
     return ends if all(end.isascii() and end != " " for end in ends) else None
