@@ -14,7 +14,7 @@ from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
 from hfray.serve.api import build_api
 from hfray.serve.keys import ApiKeys
-from hfray.serve.replica import Service, model_name
+from hfray.serve.replica import Service
 from tests.conftest import run_job
 
 FAKE = ("conf=fake", "model.source=fake-model")
@@ -439,10 +439,3 @@ def test_no_prompt_in_the_logs(service, caplog, monkeypatch):
     assert "RuntimeError" in caplog.text
     assert "secret" not in caplog.text
     assert "secret" not in response.text
-
-
-def test_model_names():
-    assert model_name("bigscience/bloom-1b7") == "bigscience/bloom-1b7"
-    assert model_name("pip:p==1/p/Small.gguf") == "Small"
-    assert model_name("s3://bucket/models/mine/") == "mine"
-    assert model_name("/models/mine") == "mine"

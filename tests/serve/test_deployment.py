@@ -27,7 +27,7 @@ from hfray.serve.deployment import overrides
 from hfray.serve.server import check
 from tests.conftest import run_job
 from tests.processes import WAIT_SECONDS, named
-from tests.serving import Server, serving
+from tests.serving import Server, free_port, serving
 
 pytestmark = pytest.mark.server
 STEP = 0.1  # seconds of a step of the slow engine; a step makes one token
@@ -235,6 +235,15 @@ def test_keys_and_template_are_looked_at_before_anything_starts():
     for option, message in [("serve.api_keys=env:NO_SUCH_KEYS", "NO_SUCH_KEYS"), ("prompt.template='{'", "template")]:
         with pytest.raises(SettingsError, match=message):
             check(load_settings(["conf=fake", option], ServeSettings))
+
+
+def test_haproxy_needs_keys(monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.setenv("TEST_KEYS", "key")
+    with pytest.raises(SettingsError, match="RAY_SERVE_ENABLE_HA_PROXY"):
+        check(load_settings(["conf=fake", f"serve.port={free_port()}"], ServeSettings))
+    options = ["conf=fake", f"serve.port={free_port()}", "serve.api_keys=env:TEST_KEYS"]
+    check(load_settings(options, ServeSettings))
 
 
 def test_config_for_a_ray_service(tmp_path):
