@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test lint format submit-demo chaos bench constraints audit clean
+.PHONY: help install demo quick test lint docs format submit-demo chaos bench constraints audit clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: $(INSTALLED) ## check style, types and the import rule
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+docs: $(INSTALLED) ## write docs/settings.md from the settings classes and conf/
+	$(BIN)/python -m hfray.tools.settings_page
 
 format: $(INSTALLED) ## fix the style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""A prompt on its way into an engine loop, and the completion that comes out."""
+"""The prompt that an engine loop takes, and the completion that it returns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt ready for the engine; a chat prompt carries its special tokens in its text already."""
+    """A prompt for the engine; the text of a chat prompt already contains its special tokens."""
 
     text: str
     special_tokens_in_text: bool = False
@@ -15,7 +15,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Completion:
-    """What a prompt became: text and finish reason ("stop", "length"), or an error ("error")."""
+    """The answer to a prompt: text and finish reason ("stop", "length"), or an error ("error")."""
 
     text: str | None = None
     finish_reason: str = "error"
@@ -26,5 +26,5 @@ class Completion:
     logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
 
     def without_tokens(self) -> Completion:
-        """A copy that is cheap to keep: no token ids, no log-probabilities."""
+        """A small copy, without token ids and log-probabilities."""
         return Completion(self.text, self.finish_reason, self.num_prompt_tokens, self.num_generated_tokens, self.error)

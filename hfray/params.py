@@ -1,4 +1,4 @@
-"""How a completion is generated: transformers' GenerationConfig fields, checked, plus `seed` and `stop`."""
+"""Parameters of generation: fields of transformers' GenerationConfig, checked, and `seed` and `stop`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hfray.errors import RequestError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationParams:
-    """What to generate, in the words of transformers' `GenerationConfig`.
+    """What to generate, with the field names of transformers' `GenerationConfig`.
 
     Attributes:
-        max_new_tokens: most tokens to generate; wins over `max_length` when both are given, as in transformers.
+        max_new_tokens: most tokens to generate; overrides `max_length`, as in transformers.
         max_length: most tokens of prompt and completion together.
-        do_sample: sample or take the likeliest token; when not given, `temperature` > 0 decides.
-        temperature: softmax temperature; 0 means greedy.
+        do_sample: sample, or take the most likely token; None: sample if `temperature` is above 0.
+        temperature: softmax temperature; 0 is greedy.
         stop_strings: the completion ends before the first of these.
-        seed: base seed; each row's own seed is derived from it and the row's prompt (`row_seed`).
-        ignore_eos: go on past the end-of-sequence token (for measuring).
-        logprobs: how many of the likeliest tokens to report with each generated token; 0 reports only its own.
-        num_beams, length_penalty, early_stopping: beam search, for sequence-to-sequence models; what is not given is
-            as the model's generation_config has it.
+        seed: base seed; a row's own seed depends on the base seed and on the row's prompt (`row_seed`).
+        ignore_eos: continue after the end-of-sequence token, for measurements.
+        logprobs: number of most likely tokens to report with each generated token; 0 reports the generated token only.
+        num_beams, length_penalty, early_stopping: beam search, for sequence-to-sequence models; None: the value of
+            the model's generation_config.
     """
 
     max_new_tokens: int | None = None
@@ -67,27 +67,24 @@ class GenerationParams:
             raise ValueError(f"generation.stop_strings={self.stop_strings!r}: must be non-empty strings.")
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> GenerationParams:
+    def from_mapping(cls, values: Mapping[str, object]) -> GenerationParams:
         """Build from config or keyword arguments; `stop` is another name for `stop_strings`.
 
         Raises:
             ValueError: an unknown field, a wrong type, or a value out of range; the message names the key.
         """
-        values = {key: value for key, value in values.items() if value is not None}
-        stop = values.pop("stop", None)
-        if stop is not None:
-            values.setdefault("stop_strings", stop)
-        if isinstance(values.get("stop_strings"), str):
-            values["stop_strings"] = (values["stop_strings"],)
-        values["stop_strings"] = tuple(values.get("stop_strings", ()))
+        given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+        stop = given.pop("stop", ())
+        stop = given.get("stop_strings", stop)
+        given["stop_strings"] = tuple(stop) if isinstance(stop, list | tuple) else (stop,)
         known = [field.name for field in fields(cls)]
-        for key in values.keys() - set(known):
+        for key in given.keys() - set(known):
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean generation.{close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
-            raise ValueError(f"generation.{key}={values[key]!r}: not a generation setting of hfray. {hint}")
-        return cls(**values)
+            raise ValueError(f"generation.{key}={given[key]!r}: not a generation setting of hfray. {hint}")
+        return cls(**given)
 
-    def to_mapping(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, object]:
         """The fields that differ from their defaults, as plain JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if "stop_strings" in values:
@@ -95,13 +92,13 @@ class GenerationParams:
         return values
 
     def with_stop(self, stop: list[str] | str | None) -> GenerationParams:
-        """The same, ending at `stop` too."""
+        """These parameters with further stop strings."""
         more = (stop,) if isinstance(stop, str) else tuple(stop or ())
         return replace(self, stop_strings=(*self.stop_strings, *more)) if more else self
 
     @property
     def beyond_greedy(self) -> str | None:
-        """A setting that asks for something else than the likeliest tokens, as `name=value`; None where none does."""
+        """A parameter that asks for more than the most likely tokens, as `name=value`; None if there is none."""
         asks = {
             "temperature": self.sampling,
             "repetition_penalty": self.repetition_penalty not in (None, 1.0),
@@ -115,21 +112,21 @@ class GenerationParams:
 
     @property
     def sampling(self) -> bool:
-        """Whether tokens are drawn at random; temperature 0 is greedy whatever `do_sample` says."""
+        """Whether tokens are sampled; temperature 0 is greedy, whatever `do_sample` is."""
         if self.temperature == 0:
             return False
         return bool(self.temperature) if self.do_sample is None else self.do_sample
 
     def row_seed(self, prompt: str, sample: int | str = 0) -> int:
-        """The seed of one row: from `seed`, the prompt and which row or sample it is; batch and retry change nothing."""
+        """The seed of one row; it depends on `seed`, the prompt and the row or sample, not on the batch or on retries."""
         digest = hashlib.blake2b(f"{self.seed}/{sample}/{prompt}".encode("utf-8", "surrogatepass"))
         return int.from_bytes(digest.digest()[:4])
 
     def max_tokens_for(self, prompt_tokens: int, context_length: int | None) -> int:
-        """How many tokens may follow a prompt of `prompt_tokens` tokens.
+        """Most tokens to generate after a prompt of `prompt_tokens` tokens.
 
         Raises:
-            RequestError: the prompt leaves no room in the model's context or in `max_length`; says both lengths.
+            RequestError: the prompt fills the model's context or `max_length`; the message has both lengths.
         """
         if context_length is not None and prompt_tokens >= context_length:
             raise RequestError(
@@ -141,8 +138,8 @@ class GenerationParams:
             room = self.max_length - prompt_tokens
             if room <= 0:
                 raise RequestError(
-                    f"prompt too long: {prompt_tokens} tokens, and generation.max_length={self.max_length} "
-                    "counts the prompt too"
+                    f"prompt too long: {prompt_tokens} tokens, but generation.max_length={self.max_length} "
+                    "includes the prompt"
                 )
         else:
             room = self.DEFAULT_MAX_NEW_TOKENS

@@ -15,6 +15,7 @@ from hfray.params import GenerationParams
         ({"top_p": "x"}, r"generation\.top_p='x': must be a number"),
         ({"temperature": True}, r"generation\.temperature=True: must be a number"),
         ({"max_new_tokens": 2.5}, r"generation\.max_new_tokens=2\.5: must be a whole number"),
+        ({"stop_strings": 5}, r"generation\.stop_strings.*non-empty"),
         ({"stop_strings": [""]}, r"generation\.stop_strings.*non-empty"),
         ({"temprature": 1}, r"generation\.temprature=1.*Did you mean generation\.temperature"),
         ({"zzz": 1}, r"generation\.zzz=1.*Known: "),
@@ -74,7 +75,7 @@ def test_room_for_tokens():
     assert GenerationParams(max_length=12).max_tokens_for(10, None) == 2
     assert GenerationParams().max_tokens_for(10, None) == GenerationParams.DEFAULT_MAX_NEW_TOKENS
     assert GenerationParams(max_new_tokens=50).max_tokens_for(10, 16) == 6
-    with pytest.raises(RequestError, match=r"16 tokens.*context.* 16"):
+    with pytest.raises(RequestError, match=r"16 tokens.*context holds 16"):
         GenerationParams().max_tokens_for(16, 16)
     with pytest.raises(RequestError, match=r"max_length=10"):
         GenerationParams(max_length=10).max_tokens_for(10, None)
