@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-import psutil
-import pyarrow.parquet as pq
 
 from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
 from hfray.data import readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
+from hfray.data.parts import open_part
 from hfray.data.records import output_schema
 from hfray.data.scan import scan
 from hfray.data.table import Table
 from hfray.errors import SettingsError
+from hfray.runs.about import read_about
 from hfray.runs.fingerprint import check_fingerprint, fingerprint, versions
-from hfray.runs.liveness import process_lives
+from hfray.runs.owner import read_owner, write_owner
 from hfray.urls import absolute
 
 READ_ROWS = 65536  # rows per block while looking for a row that is not done
@@ -129,18 +125,19 @@ def _check_output(settings: BatchSettings, output: OutputFolder, table: Table) -
             f"output.path={output.path}: holds output already. Name another folder, set output.resume=true to resume "
             "it, or set output.overwrite=true to start over."
         )
-    run = output.read_json("run.json")
-    if run is None:
+    about = read_about(output)
+    if about is None:
         raise SettingsError(
             f"output.path={output.path}: holds Parquet files, but no _hfray/run.json that describes how they were "
             "made. Name another folder, or start over with output.overwrite=true."
         )
-    check_fingerprint(fingerprint(settings), run["fingerprint"], output.path)
+    check_fingerprint(fingerprint(settings), about.fingerprint, output.path)
     _check_schema(output, parts[0], table)
 
 
 def _check_schema(output: OutputFolder, part: str, table: Table) -> None:
-    existing = pq.read_schema(part, filesystem=output.filesystem).remove_metadata()
+    with open_part(output, part) as parquet:
+        existing = parquet.schema_arrow.remove_metadata()
     expected = output_schema(table.schema)
     if existing.equals(expected):
         return
@@ -164,10 +161,10 @@ def _take_over(settings: BatchSettings, output: OutputFolder) -> str:
     Raises:
         SettingsError: another run that is alive owns the folder.
     """
-    owner = output.read_json("owner.json")
-    if owner and _is_alive(owner):
+    owner = read_owner(output)
+    if owner and owner.blocks():
         raise SettingsError(
-            f"output.path={output.path}: another run (process {owner['pid']}) writes to this folder. "
+            f"output.path={output.path}: another run (process {owner.pid}) writes to this folder. "
             "Wait until that run ends, stop it, or name another folder."
         )
     output.prepare()
@@ -175,10 +172,7 @@ def _take_over(settings: BatchSettings, output: OutputFolder) -> str:
         output.clear()
         output.prepare()
     run_id = uuid.uuid4().hex[:8]
-    began = psutil.Process().create_time()
-    output.write_json(
-        "owner.json", {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "began": began}
-    )
+    write_owner(output, run_id)
     output.write_json(
         "run.json",
         {
@@ -190,11 +184,3 @@ def _take_over(settings: BatchSettings, output: OutputFolder) -> str:
         },
     )
     return run_id
-
-
-def _is_alive(owner: Mapping[str, object]) -> bool:
-    """Whether the owner is another live process of this host. The start time tells apart processes with one pid."""
-    pid, began = owner.get("pid"), owner.get("began", 0.0)
-    if owner.get("host") != socket.gethostname() or not isinstance(pid, int) or not isinstance(began, int | float):
-        return False
-    return pid != os.getpid() and process_lives(pid, float(began))

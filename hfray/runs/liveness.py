@@ -1,14 +1,57 @@
-"""Whether the process of a run still lives."""
+"""Whether the process of a run still lives, although process ids are reused and clocks are set."""
 
 from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 
-def process_lives(pid: int, began: float) -> bool:
-    """Whether the process with this id, started at this time, still lives on this machine. Ids are reused."""
+@dataclass(frozen=True, slots=True)
+class ProcessMark:
+    """What identifies a process on its host.
+
+    Attributes:
+        began: its start by the wall clock. A clock that is set moves this time.
+        birth: the host's boot id and the process's start in clock ticks since boot; no clock moves these. None where
+            the system has no such values, and in records of older versions.
+    """
+
+    host: str = ""
+    pid: int = 0
+    began: float = 0.0
+    birth: str | None = None
+
+    @classmethod
+    def of_this_process(cls) -> ProcessMark:
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), _birth(os.getpid()))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the process ran on this host."""
+        return self.host == socket.gethostname()
+
+    def lives(self) -> bool:
+        """Whether this very process still lives on this host."""
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            birth = _birth(self.pid)
+            if self.birth is not None and birth is not None:
+                return self.birth == birth
+            return abs(process.create_time() - self.began) < 1
+        except (psutil.Error, ValueError, OverflowError):
+            return False
+
+
+def _birth(pid: int) -> str | None:
     try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < 1
-    except psutil.Error:
-        return False
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return f"{boot}/{stat.rpartition(')')[2].split()[19]}"  # field 22; the name in brackets may hold spaces
+    except (OSError, IndexError):
+        return None

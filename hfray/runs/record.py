@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,7 +13,7 @@ from pyarrow import fs
 from hfray.data.output import OWN, OutputFolder
 from hfray.errors import SettingsError
 from hfray.runs.fromjson import damaged, from_json, read_json
-from hfray.runs.liveness import process_lives
+from hfray.runs.liveness import ProcessMark
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 from hfray.runs.summary import RunState, Summary
 
@@ -52,6 +51,7 @@ class RunRecord:
     host: str = ""
     pid: int = 0
     process_started: float = 0.0
+    process_birth: str | None = None
     started: float = 0.0
     updated: float = 0.0
     stage: str = "starting"
@@ -112,7 +112,7 @@ class RunRecord:
         return record
 
 
-PROCESS_FIELDS = ("run_id", "host", "pid", "process_started", "started", "updated", "stage")
+PROCESS_FIELDS = ("run_id", "host", "pid", "process_started", "process_birth", "started", "updated", "stage")
 NOW_FIELDS = ("running", "capacity", "workers_ready", "deaths")
 
 
@@ -158,8 +158,6 @@ def state_of(run: RunRecord) -> str:
     """
     if run.summary.status != RunState.RUNNING:
         return run.summary.status
-    if run.host != socket.gethostname():
-        alive = time.time() - run.updated < SILENT_SECONDS
-    else:
-        alive = process_lives(run.pid, run.process_started)
+    process = ProcessMark(run.host, run.pid, run.process_started, run.process_birth)
+    alive = process.lives() if process.is_here else time.time() - run.updated < SILENT_SECONDS
     return RunState.RUNNING if alive else RunState.STOPPED

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 import sys
 import threading
 import time
 
-import psutil
-
 from hfray.data.output import OutputFolder
+from hfray.runs.liveness import ProcessMark
 from hfray.runs.record import RunRecord, Sample
 from hfray.runs.snapshot import Snapshot
 from hfray.runs.summary import RunState, Summary
@@ -30,11 +27,13 @@ class RunRecorder:
     def __init__(self, output: OutputFolder, run_id: str, summary: Summary) -> None:
         self._output, self._summary = output, summary
         self.run_id, self._name = run_id, f"run-{run_id}.json"
+        process = ProcessMark.of_this_process()
         self._record = RunRecord(
             run_id=run_id,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            process_started=psutil.Process().create_time(),
+            host=process.host,
+            pid=process.pid,
+            process_started=process.began,
+            process_birth=process.birth,
             started=summary.timeline["command"],
         )
         self._interval = 0.0

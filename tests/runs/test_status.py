@@ -4,15 +4,16 @@ import os
 import re
 import time
 
-import psutil
 import pytest
 
 from hfray.errors import SettingsError
+from hfray.runs.liveness import ProcessMark
 from hfray.runs.status import describe, read_status
 from tests.conftest import run_job
 from tests.folders import GONE, row, write_part, write_run
 
-ME = {"pid": os.getpid(), "process_started": psutil.Process().create_time()}
+MARK = ProcessMark.of_this_process()
+ME = {"pid": MARK.pid, "process_started": MARK.began, "process_birth": MARK.birth}
 
 
 def lines(path) -> list[str]:
@@ -45,7 +46,7 @@ def test_a_run_whose_process_is_gone(tmp_path):
 
 
 def test_another_process_with_its_id_is_not_the_run(tmp_path):
-    write_run(tmp_path, "aaaa", 100, ended=False, **ME | {"process_started": 5.0})
+    write_run(tmp_path, "aaaa", 100, ended=False, **ME | {"process_started": 5.0, "process_birth": None})
     assert read_status(str(tmp_path)).state == "stopped"
 
 
