@@ -54,7 +54,7 @@ def _run(job: Job, record: RunRecorder, summary: Summary) -> None:
     """Connect to Ray, prepare the model, and run the pipeline."""
     from hfray.cluster.connection import connected
     from hfray.cluster.nodes import check_shared, prepare_models
-    from hfray.cluster.pools import check_resources, check_room, pools_of
+    from hfray.cluster.pools import check_resources, leave_room, pools_of
 
     settings = job.settings
     record.enter_stage("starting Ray")
@@ -62,7 +62,7 @@ def _run(job: Job, record: RunRecorder, summary: Summary) -> None:
         summary.timeline["ray_ready"] = time.time()
         pools = pools_of(ray, settings)
         notes = [note for note in (check_resources(ray, pool) for pool in pools) if note]
-        check_room(ray, pools)
+        pools = leave_room(ray, pools)
         check_shared(ray, settings, job.table)
         record.enter_stage("preparing the model")
         pools, models = prepare_models(ray, pools)

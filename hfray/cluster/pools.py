@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,16 +195,28 @@ def check_resources(ray: Any, pool: Pool[S]) -> str | None:
     )
 
 
-def check_room(ray: Any, pools: Sequence[Pool[BatchSettings]]) -> None:
-    """Check that the pools of this machine's own Ray leave a CPU for reading the table. Raises SettingsError."""
-    if len(pools) == 1 or not is_local(pools[0].settings):
-        return
+def leave_room(ray: Any, pools: Sequence[Pool[BatchSettings]]) -> list[Pool[BatchSettings]]:
+    """The pools, booked so that this machine's own Ray keeps a CPU for the tasks that read the table.
+
+    The workers of a single pool share the other CPUs: what a worker books decides only how many of them fit, its engine
+    still runs `threads` threads. Several pools must fit as they are.
+
+    Raises:
+        SettingsError: several pools book too many CPUs together.
+    """
+    if not is_local(pools[0].settings):
+        return list(pools)
     cpus = ray.cluster_resources().get("CPU", 0)
+    free = max(cpus - READER_CPUS, 0)
+    if len(pools) == 1:
+        share = math.floor(100 * free / pools[0].workers.bounds[1]) / 100  # Ray counts CPUs in small fractions
+        return [replace(pools[0], cpus=min(pools[0].cpus, share))]
     booked = sum(pool.least_cpus for pool in pools)
-    if booked > max(cpus - READER_CPUS, 0):
+    if booked > free:
         largest = max(pools, key=lambda pool: pool.least_cpus)
         raise SettingsError(
             f"{largest.key}.cpus={largest.threads}: the pools book {booked:g} of this machine's {cpus:g} CPUs together, "
             f"and reading the table needs {READER_CPUS:g}. Give {largest.key} fewer CPUs or workers, or run the job on a "
             "cluster (ray.address=...)."
         )
+    return list(pools)

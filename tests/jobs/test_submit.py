@@ -83,7 +83,7 @@ def test_relative_paths_are_refused_and_the_exit_code_is_the_status(environment,
     done = ray_job(environment, *command, f"input.path={questions}", "output.path=answers")
     assert done.returncode == 1
     said = done.stdout + done.stderr
-    assert "output.path=answers: is relative" in said
+    assert "output.path=answers: is a relative path" in said
     assert "absolute path" in said
     assert "Traceback" not in said.split("Running entrypoint")[-1]
     found = details(environment, "relative")
