@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import orjson
 from fastapi import Body, FastAPI, Request
@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from hfray.completion import Completion, Prompt
+from hfray.data.jsontypes import JsonValue
 from hfray.data.records import RecordRow
 from hfray.errors import EngineDiedError, RequestError
 from hfray.serve import answers, protocol
@@ -122,7 +123,7 @@ def _add_records(api: FastAPI, service: Service) -> None:
         if protocol.nesting(record) > protocol.MAX_DEPTH:
             raise ApiError(400, f"the record is nested deeper than {protocol.MAX_DEPTH} levels")
         try:
-            row = rows.read(record)
+            row = rows.read(cast("dict[str, JsonValue]", record))
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         session = request.scope[TICKET].hold(service.open_session())
