@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
     summary.rows, summary.rows_done_before, summary.failed_total = job.table.num_rows, job.done.count, job.done.failed
     if job.is_complete():
         summary.message = "all rows are done already; nothing to do"
-        return _finish(summary, job)
+        return _finish(summary, job, ran=False)
     try:
         with RunRecorder(job.output, job.run_id, summary) as record:
             try:
@@ -129,14 +130,18 @@ def _check_complete(summary: Summary) -> None:
         )
 
 
-def _finish(summary: Summary, job: Job) -> Summary:
-    """Decide the exit code and write summary.json."""
+def _finish(summary: Summary, job: Job, ran: bool = True) -> Summary:
+    """Decide the exit code and write summary.json; a run with nothing to do keeps the summary of the run before it."""
     summary.timeline["end"] = time.time()
     summary.seconds = summary.timeline["end"] - summary.timeline["command"]
     if summary.exit_code == ExitCode.OK and summary.failed_total > job.settings.errors.max_fraction * summary.rows:
         summary.exit_code, summary.status = ExitCode.TOO_MANY_ERRORS, RunState.TOO_MANY_ERRORS
         summary.message = too_many_errors(summary.failed_total, summary, job.settings)
-    job.output.write_json("summary.json", summary.to_json())
+    if ran or job.output.read_json("summary.json") is None:
+        try:
+            job.output.write_json("summary.json", summary.to_json())
+        except OSError as error:  # the rows are written: a full disk here must not fail the run
+            print(f"hfray: cannot write summary.json: {error}", file=sys.stderr, flush=True)
     return summary
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from hfray.data.records import output_schema
 from hfray.data.scan import scan
 from hfray.data.table import Table
 from hfray.errors import SettingsError
-from hfray.runs.about import read_about
+from hfray.runs.about import ABOUT, About, read_about
 from hfray.runs.fingerprint import check_fingerprint, fingerprint, versions
 from hfray.runs.owner import read_owner, write_owner
 from hfray.urls import absolute
@@ -172,15 +172,12 @@ def _take_over(settings: BatchSettings, output: OutputFolder) -> str:
         output.clear()
         output.prepare()
     run_id = uuid.uuid4().hex[:8]
-    write_owner(output, run_id)
-    output.write_json(
-        "run.json",
-        {
-            "run_id": run_id,
-            "started": datetime.now(UTC).isoformat(),
-            "fingerprint": fingerprint(settings),
-            "settings": to_plain(settings),
-            "versions": versions(),
-        },
-    )
+    about = About(run_id, datetime.now(UTC).isoformat(), fingerprint(settings), to_plain(settings), versions())
+    try:
+        write_owner(output, run_id)
+        output.write_json(ABOUT, asdict(about))
+    except OSError as error:
+        raise SettingsError(
+            f"output.path={output.path}: cannot be written ({error}). Free some space, or name another folder."
+        ) from error
     return run_id
