@@ -32,6 +32,8 @@ TEMPLATES = [
     "null and {question}",
 ]
 
+PATHS = ["my data (1)", "x=1", "a,b", "ünï", "c:d", "#1", "${HOME}", "s3://b/k?endpoint=h:1&x=y"]
+
 
 def typed(command: str) -> dict:
     """The composed settings of a command that runs through a shell."""
@@ -51,14 +53,29 @@ def test_text_arrives_through_a_shell():
     assert values["model"]["source"] == "pip:NAME==1.0/path"
 
 
+def test_every_template_and_path_arrives_through_a_shell():
+    """One shell and one process for all of them: each would take a second."""
+    code = (
+        "import json, sys; from hfray import load_settings; "
+        "made = [load_settings(['output.path=out', *pair]) for pair in zip(sys.argv[1::2], sys.argv[2::2])]; "
+        "print(json.dumps([[one.prompt.template, one.input.path] for one in made]))"
+    )
+    pairs = [(template, PATHS[number % len(PATHS)]) for number, template in enumerate(TEMPLATES)]
+    words = [
+        f"{key}={shlex.quote(value)}" for pair in pairs for key, value in zip(("prompt.template", "input.path"), pair)
+    ]
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {' '.join(words)}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [tuple(pair) for pair in json.loads(done.stdout)] == pairs
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_templates_arrive_as_typed(template):
     assert batch_settings(*IO, f"prompt.template={template}").prompt.template == template
 
 
-@pytest.mark.parametrize(
-    "path", ["my data (1)", "x=1", "a,b", "ünï", "c:d", "#1", "${HOME}", "s3://b/k?endpoint=h:1&x=y"]
-)
+@pytest.mark.parametrize("path", PATHS)
 def test_paths_arrive_as_typed(path):
     settings = batch_settings(f"input.path={path}", f"output.path={path}")
     assert (settings.input.path, settings.output.path) == (path, path)
