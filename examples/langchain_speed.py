@@ -30,10 +30,10 @@ def main() -> None:
         for preset in ("smollm2_cpu", "smollm2_openvino")
     )
     prompt = PromptTemplate.from_template("Question: {question}\n\nAnswer: Let's think step by step.")
-    options = {"pipeline_kwargs": {"max_new_tokens": NEW_TOKENS, "do_sample": False}, "batch_size": 2}
+    options = {"pipeline_kwargs": {"max_new_tokens": NEW_TOKENS, "do_sample": False}}
     openvino = {"backend": "openvino", "model_kwargs": {"device": "CPU", "ov_config": EXACT}}
     runs = {
-        "theirs, batch_size=2": (Theirs, folder, {}),
+        "theirs, batch_size=2": (Theirs, folder, {"batch_size": 2}),
         "ours, backend=default": (HuggingFacePipeline, folder, {}),
         "ours, backend=openvino": (HuggingFacePipeline, ir, openvino),
     }

@@ -1,6 +1,6 @@
-"""A look before the run: what the prompts are, what the model makes of a few of them, and how long all would take.
+"""Plan a run: measure the prompts, generate a few answers, and estimate the time and the cost of all rows.
 
-Writes nothing but the model cache: the output folder is looked at, and not made.
+Writes nothing except the model cache. The output folder is read, and never created.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from hfray.runs.contents import Lengths
 if TYPE_CHECKING:
     from hfray.inference.worker import Worker
 
-SAMPLE_ROWS = 1000  # prompts that are rendered and counted
-BLOCK_ROWS, BLOCKS = 1024, 48  # what the sample is drawn from: these blocks, spread over the table's slices
-MIN_TRIED, MAX_TRIED = 32, 128  # rows that the engine runs: twice its capacity, between these
-TRY_SECONDS = 90.0  # a slow engine is stopped then, and judged by what it has done
+SAMPLE_ROWS = 1000  # prompts to render and to count the tokens of
+BLOCK_ROWS, BLOCKS = 1024, 48  # the sample is drawn from so many blocks, spread over the table's slices
+MIN_TRIED, MAX_TRIED = 32, 128  # the engine runs twice its capacity of rows, within these limits
+TRY_SECONDS = 90.0  # a slow engine is stopped after so long; the rows that it has finished count
 WORKERS = (1, 4, 16)
 EXAMPLES = 3
 
 
 @dataclass(slots=True)
 class Trial:
-    """What one worker made of the sample; lengths in tokens."""
+    """The measurements of one worker on the sample. Lengths are in tokens."""
 
     start_seconds: float = 0.0
     threads: int | None = None
@@ -50,18 +50,18 @@ class Trial:
     tried: int = 0
     finished: int = 0
     seconds: float = 0.0
-    generated_tokens: float = 0.0  # of finished rows
+    generated_tokens: float = 0.0  # in finished rows
     tokens_per_second: float = 0.0
     examples: list[tuple[str, str, str]] = field(default_factory=list)  # prompt, answer, finish reason
 
     @property
     def tokens_per_row(self) -> float:
-        """Mean length of the answers that were finished."""
+        """The mean length of the finished answers."""
         return self.generated_tokens / self.finished if self.finished else 0.0
 
     @property
     def rows_per_second(self) -> float:
-        """Rows that one worker finishes in a second, kept busy."""
+        """How many rows a fully loaded worker finishes per second."""
         if not self.seconds:
             return 0.0
         if self.tokens_per_row and self.tokens_per_second:
@@ -71,7 +71,7 @@ class Trial:
 
 @dataclass(slots=True)
 class Plan:
-    """What a run would be."""
+    """The size of a run, and its estimates."""
 
     rows: int
     done: int
@@ -80,24 +80,25 @@ class Plan:
 
     @property
     def pending(self) -> int:
+        """Rows that are not done yet."""
         return max(0, self.rows - self.done)
 
     def estimate(self, workers: int) -> float | None:
-        """Seconds for the rows that are not done, with so many workers as the one that was tried; None: unknown."""
+        """Seconds for the pending rows with so many workers like the one that was tried. None: unknown."""
         rate = self.trial.rows_per_second
         return self.trial.start_seconds + self.pending / (workers * rate) if rate else None
 
     def cost(self, workers: int) -> float | None:
-        """Price of that, where cost.per_worker_hour is set."""
+        """The price of the estimate; None if cost.per_worker_hour is not set."""
         seconds = self.estimate(workers)
         return None if self.price is None or seconds is None else self.price * workers * seconds / 3600
 
 
 def make_plan(settings: BatchSettings) -> Plan:
-    """Check everything as a run does, try a sample on one worker, and estimate.
+    """Check the settings and the input as a run does, try a sample on one worker, and estimate the run.
 
     Raises:
-        SettingsError: the run could not start with these settings.
+        SettingsError: a run with these settings could not start.
         EngineDiedError: the engine fails on the sample.
     """
     from hfray.batch.preflight import inspect
@@ -118,7 +119,7 @@ def _done(settings: BatchSettings, output: OutputFolder) -> DoneRows:
 
 
 def sample(table: Table, done: DoneRows) -> pa.Table:
-    """At most SAMPLE_ROWS rows that are not done, at random out of blocks that are spread over the table."""
+    """A random sample of at most SAMPLE_ROWS pending rows, from blocks spread over the table."""
     generator = np.random.default_rng(0)
     slices = [table.slices[i] for i in np.unique(np.linspace(0, len(table.slices) - 1, BLOCKS).astype(int))]
     each, found = -(-BLOCKS // len(slices)), []
@@ -133,32 +134,36 @@ def sample(table: Table, done: DoneRows) -> pa.Table:
 
 
 def _try_somewhere(settings: BatchSettings, rows: pa.Table) -> Trial:
-    """In this process on this machine, else in a task on a node of the cluster that a worker would fit on."""
+    """Try the rows in this process, or on a cluster in a task on a node that a worker fits on."""
     from hfray.cluster.connection import connected, is_local
     from hfray.cluster.pools import check_resources, pools_of
 
     settings, *others = settings.pools.values()
+    workers = settings.workers
+    assert not isinstance(workers, list)  # the settings of one pool have one kind of worker
     if others:
-        print("several pools: the plan is what a worker of the first would do", file=sys.stderr, flush=True)
+        print("Several pools are set. The plan measures a worker of the first pool.", file=sys.stderr, flush=True)
     if is_local(settings):
-        threads = None if settings.workers.cpus == "auto" else settings.workers.cpus
+        threads = None if workers.cpus == "auto" else workers.cpus
         return try_rows(settings, rows, threads)
     with connected(settings) as ray:
         (pool,) = pools_of(ray, settings)
         waiting = check_resources(ray, pool)
         if waiting:
             print(waiting, file=sys.stderr, flush=True)
-        task, timeout = ray.remote(try_rows).options(**pool.booking, max_retries=0), settings.workers.start_timeout
+        task, timeout = ray.remote(try_rows).options(**pool.booking, max_retries=0), workers.start_timeout
         try:
             return ray.get(task.remote(settings, rows, pool.threads), timeout=timeout)
         except ray.exceptions.GetTimeoutError as error:
-            raise RuntimeError(f"workers.start_timeout={timeout:g}: no worker by then.") from error
+            raise RuntimeError(
+                f"workers.start_timeout={timeout:g}: no worker started within this time. Raise it."
+            ) from error
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, SettingsError | EngineDiedError) else error from None
 
 
 def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Trial:
-    """Load the engine, count the tokens of all rows, and run some of them; needs no Ray."""
+    """Load the engine, count the tokens of all rows, and run some of the rows. Needs no Ray."""
     from hfray.inference.worker import Worker
 
     trial, started = Trial(threads=threads, sampled=rows.num_rows), time.monotonic()
@@ -174,7 +179,7 @@ def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Tr
 
 
 def _render(settings: BatchSettings, worker: Worker, rows: pa.Table, trial: Trial) -> list[Prompt]:
-    """The prompts that the engine would take, their tokens counted; the others' faults are counted too."""
+    """The prompts that the engine accepts. Counts the tokens of every prompt, and the errors of the other rows."""
     engine, prompts = worker.loop.engine, []
     trial.context_length = engine.context_length
     for row in python_rows(rows):

@@ -20,7 +20,7 @@ from tests.conftest import QUESTIONS, TEXT, run_job
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 TOO_LONG = "word " * 300
-PROMPTS = [text.replace("{}", "How?") for text in TEXT]  # ten of unlike length
+PROMPTS = [text.replace("{}", "How?") for text in TEXT]  # ten prompts of different lengths
 TEMPLATE = "Question: {question}\n\nAnswer: Let's think step by step."
 
 
@@ -42,7 +42,7 @@ def prompt():
 
 
 class Recorder(BaseCallbackHandler):
-    """Notes every event."""
+    """Records every event."""
 
     def __init__(self) -> None:
         self.events, self.tokens = [], []
@@ -61,7 +61,7 @@ class Recorder(BaseCallbackHandler):
 
 
 def idle(llm):
-    """Wait until nothing is in the engine."""
+    """Wait until the engine has no requests."""
     for _ in range(500):
         if not llm._local.loop.engine.num_unfinished:
             return True
@@ -99,7 +99,7 @@ def test_max_length_is_langchain_huggingfaces(tiny_gpt2):
     )
     expected = [theirs.invoke(text) for text in PROMPTS]
     assert [ours.invoke(text) for text in PROMPTS] == expected
-    assert ours.batch(PROMPTS) == theirs.batch(PROMPTS) == expected  # at batch size 1: theirs counts padding
+    assert ours.batch(PROMPTS) == theirs.batch(PROMPTS) == expected  # at batch size 1, because theirs counts padding
     around = HuggingFacePipeline(pipeline=theirs.pipeline)
     assert around.batch(PROMPTS) == expected
 
@@ -107,7 +107,7 @@ def test_max_length_is_langchain_huggingfaces(tiny_gpt2):
 def test_stop_cuts_the_completion_where_langchain_says(llm, theirs):
     stops = ["c", "in", "u"]
     for text in PROMPTS:
-        new = theirs.invoke(text, skip_prompt=True)  # theirs takes `stop`, and does not stop
+        new = theirs.invoke(text, skip_prompt=True)  # theirs accepts `stop` and ignores it
         cut = min((new.index(s) for s in stops if s in new), default=len(new))
         assert llm.invoke(text, stop=stops) == text + new[:cut]
         assert llm.bind(stop=stops, skip_prompt=True).invoke(text) == new[:cut]
@@ -127,8 +127,7 @@ def test_spaces_before_punctuation_go_as_in_transformers(llm):
     assert tidy(text) == llm.pipeline.tokenizer.clean_up_tokenization(text)
 
 
-# --- what LangChain's standard tests ask of a model, for LLMs (langchain-tests has suites for chat models and others,
-# --- none for LLMs: these are its chat suite's tests, with text in the place of messages) ---------------------------
+# --- LangChain's standard tests of chat models, with text instead of messages (langchain-tests has no suite for LLMs) ---
 
 
 class TestStandard:
@@ -271,8 +270,9 @@ def test_batch_with_stop_and_max_length(tiny_bloom, prompt):
         assert answer[len(full) :] == new.split("\n\n")[0]
 
 
+@pytest.mark.model
 def test_openvino_by_id_and_by_folder(tiny_gpt2, tiny_gpt2_ir, llm, prompt):
-    for folder in (tiny_gpt2, tiny_gpt2_ir):  # the first is exported on the way
+    for folder in (tiny_gpt2, tiny_gpt2_ir):  # the first folder is exported first
         ov_llm = HuggingFacePipeline.from_model_id(
             model_id=str(folder),
             task="text-generation",
@@ -285,6 +285,7 @@ def test_openvino_by_id_and_by_folder(tiny_gpt2, tiny_gpt2_ir, llm, prompt):
         assert (prompt | ov_llm).invoke(question) == (prompt | llm).invoke(question)
 
 
+@pytest.mark.model
 def test_openvino_gives_the_text_of_langchain_huggingface_with_openvino(tiny_gpt2_ir):
     from langchain_huggingface import HuggingFacePipeline as Theirs
 
@@ -318,7 +319,7 @@ def test_concurrent_calls_share_the_engine(llm):
     expected = llm.batch(PROMPTS)
     steps = llm._local.loop.stats.steps
     assert asyncio.run(many()) == expected
-    assert llm._local.loop.stats.steps - steps < 12 * len(PROMPTS) / 2  # one after the other takes 12 each
+    assert llm._local.loop.stats.steps - steps < 12 * len(PROMPTS) / 2  # calls in sequence take 12 steps each
 
 
 def test_leaving_a_stream_frees_the_engine(llm):
@@ -341,7 +342,7 @@ def test_leaving_a_stream_frees_the_engine(llm):
     assert llm._local.loop.stats.generated_tokens - generated < 100
 
 
-def test_a_bad_prompt_takes_its_own_place_alone(llm):
+def test_a_bad_prompt_fails_alone(llm):
     good, bad, other = llm.batch(["Hello", TOO_LONG, "Hey"], return_exceptions=True)
     assert [good, other] == llm.batch(["Hello", "Hey"])
     assert isinstance(bad, ValueError)
@@ -369,7 +370,7 @@ def test_with_retry_and_with_config(llm):
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
-def test_sampling_draws_anew_unless_seeded(llm):
+def test_sampling_differs_between_calls_unless_seeded(llm):
     from transformers import set_seed
 
     sampled = {"do_sample": True, "temperature": 1.0, "max_new_tokens": 12}
@@ -383,6 +384,7 @@ def test_sampling_draws_anew_unless_seeded(llm):
     assert llm.invoke("Hello", **{**sampled, "temperature": 0}) == llm.invoke("Hello")
 
 
+@pytest.mark.model
 def test_defaults_are_those_of_transformers(tiny_gpt2, tiny_gpt2_ir):
     for options in ({"model_id": str(tiny_gpt2)}, {"model_id": str(tiny_gpt2_ir), "backend": "openvino"}):
         params = HuggingFacePipeline.from_model_id(task="text-generation", **options)._local.call().params
@@ -487,18 +489,23 @@ def test_batch_as_completed_fills_the_engine(llm):
     assert isinstance(found[1], ValueError)
 
 
-def test_log_probabilities_only_if_asked_and_never_invented(llm, tiny_gpt2_ir):
+def test_log_probabilities_only_if_asked(llm):
     assert "logprobs" not in llm.generate(["Hello"]).generations[0][0].generation_info
     tokens = llm.generate(["Hello"], logprobs=2).generations[0][0].generation_info["logprobs"]
     assert len(tokens) == 12
     assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 2 for token in tokens)
     assert all(token["logprob"] == token["top_logprobs"][0]["logprob"] for token in tokens)  # greedy
     assert any(token["logprob"] < 0 for token in tokens)
+
+
+@pytest.mark.model
+def test_openvino_reports_real_log_probabilities_or_refuses(llm, tiny_gpt2_ir):
     options = {"model_kwargs": {"device": "CPU", "ov_config": EXACT}, "pipeline_kwargs": GREEDY}
     ov_llm = HuggingFacePipeline.from_model_id(str(tiny_gpt2_ir), "text-generation", backend="openvino", **options)
     assert "logprobs" not in ov_llm.generate(["Hello"]).generations[0][0].generation_info
     with pytest.raises(ValueError, match="logprobs=2"):
         ov_llm.generate(["Hello"], logprobs=2)
+    tokens = llm.generate(["Hello"], logprobs=0).generations[0][0].generation_info["logprobs"]
     own = ov_llm.generate(["Hello"], logprobs=0).generations[0][0].generation_info["logprobs"]
     assert [token["logprob"] for token in own] == pytest.approx([token["logprob"] for token in tokens], abs=1e-3)
 
@@ -556,7 +563,7 @@ numbered = RunnableLambda(lambda record: f"{record['n']}. {record['question']}")
 
 @pytest.fixture
 def chains(tmp_path, monkeypatch):
-    """A user's own module."""
+    """A module of the user."""
     (tmp_path / "own_chains.py").write_text(CHAINS)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
@@ -580,7 +587,7 @@ def test_a_langchain_object_as_the_jobs_prompt(chains, llm):
         def chat(self, messages):
             raise ValueError("no chat template")
 
-    assert rendered("chat", Plain()) == "System: Be brief.\nHuman: 2+2?"  # as LangChain gives it to an LLM
+    assert rendered("chat", Plain()) == "System: Be brief.\nHuman: 2+2?"  # as LangChain formats messages for an LLM
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""`python -m jobs.export`: every weight format loads and writes, also through LangChain's page's settings."""
+"""`python -m jobs.export`: the folders of every weight format load and generate, also through LangChain."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.conftest import QUESTIONS, run_job
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
+@pytest.mark.model
 def test_a_tokenizer_that_cannot_be_converted_is_named_and_nothing_kept(tiny_gpt2, tmp_path):
     source, target = tmp_path / "odd", tmp_path / "ir"
     shutil.copytree(tiny_gpt2, source)
@@ -46,6 +47,7 @@ def langchain(folder, **ov_config):
     )
 
 
+@pytest.mark.model
 def test_the_command_makes_an_int8_folder_for_quantized_inference(tiny_gpt2, tmp_path):
     target = tmp_path / "int8"
     done = run_job(
@@ -64,14 +66,15 @@ def test_the_command_makes_an_int8_folder_for_quantized_inference(tiny_gpt2, tmp
     llm = langchain(target, KV_CACHE_PRECISION="u8", DYNAMIC_QUANTIZATION_GROUP_SIZE="32", PERFORMANCE_HINT="LATENCY")
     answers = llm.batch(QUESTIONS)
     assert all(answer.startswith(question) for answer, question in zip(answers, QUESTIONS, strict=True))
-    with pytest.raises(SettingsError, match=r"output\.path=.*is there already.*output\.overwrite=true"):
+    with pytest.raises(SettingsError, match=r"output\.path=.*exists already.*output\.overwrite=true"):
         run_export(settings_for(tiny_gpt2, target), Console(quiet=True))
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(("weight_format", "expected_group"), [("fp16", None), ("int4", 32)])
 def test_formats(tiny_gpt2, tmp_path, weight_format, expected_group):
     target = tmp_path / "ir"
-    target.mkdir()  # an empty folder is no obstacle
+    target.mkdir()  # an empty folder may exist
     overrides = (f"backend.weight_format={weight_format}",)
     report = run_export(settings_for(tiny_gpt2, target, *overrides), Console(quiet=True))
     assert report.group_size == expected_group
@@ -81,11 +84,13 @@ def test_formats(tiny_gpt2, tmp_path, weight_format, expected_group):
     assert langchain(target).invoke("Hello").startswith("Hello")
 
 
+@pytest.mark.model
 def test_an_fp32_folder_passes_the_trial(tiny_gpt2_ir, tmp_path):
     assert try_folder(tiny_gpt2_ir, settings_for(tiny_gpt2_ir, tmp_path / "x"))
 
 
-def test_a_folder_that_does_not_work_is_told(tiny_gpt2_ir, tmp_path):
+@pytest.mark.model
+def test_a_folder_that_does_not_work_is_reported(tiny_gpt2_ir, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in tiny_gpt2_ir.iterdir():
@@ -104,11 +109,12 @@ def test_group_size_fits_the_channels(tmp_path):
     assert fitting_group_size(tmp_path) == 64
     assert group_size(tmp_path, backend()) == 64
     assert group_size(tmp_path, backend("backend.group_size=32")) == 32
-    with pytest.raises(SettingsError, match=r"backend.group_size=128: .*576 wide.*backend.group_size=64"):
+    with pytest.raises(SettingsError, match=r"backend.group_size=128: .*width 576.*backend.group_size=64"):
         group_size(tmp_path, backend("backend.group_size=128"))
 
 
-def test_what_cannot_be_exported_is_told(tiny_gpt2, tiny_gpt2_ir, tmp_path):
+@pytest.mark.model
+def test_models_that_cannot_be_exported_are_refused(tiny_gpt2, tiny_gpt2_ir, tmp_path):
     quiet = Console(quiet=True)
     with pytest.raises(SettingsError, match="OpenVINO IR folder already"):
         run_export(settings_for(tiny_gpt2_ir, tmp_path / "out"), quiet)

@@ -1,4 +1,4 @@
-"""plan=true: the numbers, and that nothing is written."""
+"""plan=true: the estimates are right, and nothing is written."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.folders import row, write_part
 
 @pytest.fixture
 def table(tmp_path):
-    """300 questions of 13 bytes, two long ones, a line that is no JSON, and a null."""
+    """300 questions of 13 bytes, two long questions, a line that is not JSON, and a null."""
     lines = [json.dumps({"question": f"What is {n:03d}?"}) for n in range(300)]
     lines += [json.dumps({"question": "x" * 400})] * 2 + ["{broken", json.dumps({"question": None})]
     (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
@@ -35,7 +35,7 @@ def test_what_the_sample_tells(table):
     assert trial.too_long == 2
     assert sum(trial.errors.values()) == 2
     assert (trial.tried, trial.finished) == (32, 32)
-    # 8 rows run at once, 4 tokens a step of 10 ms: 3,200 tokens/s at the most
+    # 8 rows run at once, with 4 tokens per step of 10 ms: at most 3,200 tokens/s.
     assert trial.generated_tokens / trial.seconds / 2 < trial.tokens_per_second < 3400
     assert trial.rows_per_second == pytest.approx(trial.tokens_per_second / trial.tokens_per_row)
     assert len(trial.examples) == 3
