@@ -1,4 +1,4 @@
-"""Processes that a test or a job has started, and jobs that are held in the middle of their work."""
+"""The processes of a job, and jobs that stop in the middle of their work until a test releases them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT_SECONDS = 180
 
 
 def named(parent: int, name: str) -> list[psutil.Process]:
-    """Processes below the parent's with the name in their title."""
+    """Descendants of a process with this name in their command line."""
     found = []
     for process in psutil.Process(parent).children(recursive=True):
         try:
@@ -29,7 +29,7 @@ def named(parent: int, name: str) -> list[psutil.Process]:
 
 
 def wait_for_file(folder: Path) -> None:
-    """Until a job has written a file of rows."""
+    """Wait until a job has written a file of rows."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not list(folder.glob("*.parquet")):
         assert time.monotonic() < deadline, f"no file in {folder}"
@@ -38,9 +38,9 @@ def wait_for_file(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Hold:
-    """A job of `fake` engines, each of which stops once it has answered `rows`, until `release`.
+    """Makes every `fake` engine of a job stop after `rows` answered rows, until `release`.
 
-    So what a test does in the middle of the work comes in the middle, however fast or slow the machine is.
+    A test can then act in the middle of a job, at any speed of the machine.
     """
 
     folder: Path
@@ -57,12 +57,12 @@ class Hold:
         return [f"backend.{key}={value}" for key, value in self.backend.items()]
 
     def answered(self) -> Counter[int]:
-        """Rows answered so far, by process."""
+        """Rows answered so far, by process id."""
         log = self.folder / "answered"
         return Counter(map(int, log.read_bytes().split())) if log.exists() else Counter()
 
     def wait(self, workers: int, job: subprocess.Popen | None = None) -> list[int]:
-        """Until so many processes are held; returns their ids."""
+        """Wait until so many processes have stopped; returns their ids."""
         deadline = time.monotonic() + WAIT_SECONDS
         while len(held := [pid for pid, rows in self.answered().items() if rows >= self.rows]) < workers:
             assert job is None or job.poll() is None, job.stdout.read()
@@ -75,7 +75,7 @@ class Hold:
 
     @contextlib.contextmanager
     def acting(self, workers: int, act: Callable[[list[int]], None] = lambda pids: None) -> Iterator[None]:
-        """While a job runs in this process: once so many of its workers are held, `act` on their ids, then release."""
+        """While a job runs in this process: wait until so many workers have stopped, call `act`, then release them."""
 
         def midway() -> None:
             try:
@@ -83,7 +83,7 @@ class Hold:
             finally:
                 self.release()
 
-        thread = threading.Thread(target=midway, daemon=True)  # a job that fails before must not keep it waiting
+        thread = threading.Thread(target=midway, daemon=True)  # a job that fails early must not wait for this thread
         thread.start()
         yield
         thread.join()

@@ -1,9 +1,9 @@
-"""Weak scaling: as many rows for each worker, 1 to 8 workers, on the fake engine, whose rows cost a fixed time.
+"""Weak scaling on the fake engine: the same number of rows per worker, 1 to 8 workers, a fixed time per row.
 
 python -m tests.scaling [--rows N] [--workers 1 2 4 8]
 
-The engine sleeps for its cost, so that the workers of one machine stand for those of many: what is measured is what
-the driver, Ray Data and the Monitor can keep busy.
+The engine only sleeps, so that one machine can hold the workers of many. The result shows how many workers the driver,
+Ray Data and the Monitor can keep busy.
 """
 
 from __future__ import annotations

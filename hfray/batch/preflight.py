@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hfray.batch.overlap import check_overlap
 from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
 from hfray.data import readers
@@ -72,6 +73,7 @@ def inspect(settings: BatchSettings) -> tuple[Table, OutputFolder]:
     from hfray.cluster.nodes import check_submitted_paths
 
     check_submitted_paths(settings)
+    check_overlap(settings)
     variables = _template_variables(settings)
     _check_model_paths(settings)
     table = scan(settings.input)
