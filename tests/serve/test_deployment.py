@@ -71,7 +71,8 @@ def test_a_client_that_goes_away_frees_its_slot(slow, stream, record_property):
     with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=30 if stream else 5) as client:
         if stream:
             with client.stream(method, url, json=body) as response:
-                next(response.iter_lines())
+                lines = response.iter_lines()  # kept: httpx closes the connection when the iterator is collected
+                next(lines)
                 slow.wait_for("hfray_completions_running", 1)
         else:
             asked = pool.submit(client.request, method, url, json=body)
