@@ -1,4 +1,4 @@
-"""What every engine is: a continuous batcher of token sequences, one step at a time."""
+"""The interface of every engine: a continuous batcher of token sequences that runs step by step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from hfray.params import GenerationParams
 __all__ = ["Engine", "EngineDiedError", "GenerationParams", "Request", "RequestError", "StepOutput", "Tokenizer"]
 
 
+NO_CHAT_TEMPLATE = "prompt.chat=true: the model has no chat template. Use prompt.chat=false."
+
+
 class Tokenizer(Protocol):
-    """Text to token ids and back, as the model was trained with; safe to call from several threads."""
+    """The model's tokenizer. Safe to call from several threads."""
 
     bos_id: int | None
 
@@ -32,8 +35,8 @@ class Request:
     Attributes:
         id: chosen by the caller, unique among the requests in the engine.
         prompt_ids: the prompt's token ids, at least one, fewer than the engine's context length.
-        max_new_tokens: most tokens to generate, already bounded by the context.
-        seed: seed of this request's own random numbers; used only where `params.sampling`.
+        max_new_tokens: the maximum number of tokens to generate, already limited to the context.
+        seed: seed of this request's random numbers; used only if `params.sampling`.
     """
 
     id: int
@@ -48,9 +51,9 @@ class StepOutput:
     """What one step did for one request.
 
     Attributes:
-        token_ids: the tokens generated in this step, in order; the end-of-sequence token is not among them.
+        token_ids: the tokens generated in this step, in order, without the end-of-sequence token.
         finish_reason: "stop" (end of sequence) or "length" with the request's last output, else None.
-        error: why this request alone failed, with its last output, else None.
+        error: why this request failed (other requests run on), with its last output, else None.
         logprobs: per token of `token_ids`: its log-probability, and the likeliest tokens' (id, log-probability).
     """
 
@@ -62,19 +65,19 @@ class StepOutput:
 
 
 class Engine(ABC):
-    """A model on a device, advancing all its running requests a token at a time.
+    """A model on a device. Each step advances all running requests.
 
-    Not safe to call from two threads at once: `EngineLoop` is the one caller. Any exception out of `add` other than
-    RequestError, or out of `step`, means that the engine is dead.
+    Not thread-safe: only an `EngineLoop` calls it. Any exception from `step`, and any exception from `add` except
+    RequestError, means that the engine is dead.
 
     Attributes:
         tokenizer: the model's.
-        context_length: most tokens of prompt and completion together, or None where the model sets no bound.
-        capacity: how many requests run in one step at most; more may be added, and wait.
-        ending: set by the caller once no more requests will come: the engine then starts the longest first.
+        context_length: the maximum number of prompt and completion tokens together; None: the model sets no limit.
+        capacity: the maximum number of requests in one step; further requests wait.
+        ending: set by the caller when no more requests will come; the engine then starts the longest first.
         num_running: requests that the last step advanced.
-        prefix_tokens: prompt tokens that were found in the prefix cache, and not computed again.
-        continues_prompt: whether a completion's text goes on where the prompt's ends (not so for a translation).
+        prefix_tokens: prompt tokens found in the prefix cache, so not computed again.
+        continues_prompt: whether the completion continues the prompt's text (false for a translation, for example).
         top_logprobs: whether log-probabilities include the likeliest tokens, not only the generated one.
     """
 
@@ -88,25 +91,25 @@ class Engine(ABC):
     top_logprobs: bool = True
 
     def room(self, params: GenerationParams, prompt_tokens: int) -> int:
-        """How many tokens may be generated for a prompt of so many; raises RequestError where there can be none."""
+        """The number of tokens that may be generated after a prompt. Raises RequestError if there is no room."""
         return params.max_tokens_for(prompt_tokens, self.context_length)
 
     @abstractmethod
     def add(self, request: Request) -> None:
-        """Take a request in; raises RequestError where it can never run."""
+        """Add a request. Raises RequestError if it can never run."""
 
     @abstractmethod
     def step(self) -> list[StepOutput]:
-        """Advance every running request, and start waiting ones where there is room."""
+        """Advance every running request, and start waiting requests if there is room."""
 
     @abstractmethod
     def cancel(self, request_id: int) -> None:
-        """Forget a request, running or waiting; unknown ids are ignored. No output for it follows."""
+        """Remove a running or waiting request; it gets no further output. Unknown ids are ignored."""
 
     @property
     @abstractmethod
     def num_unfinished(self) -> int:
-        """Requests taken in and not yet finished or cancelled, running or waiting."""
+        """Number of requests that run or wait."""
 
-    def close(self) -> None:  # noqa: B027  an engine with nothing to free need not say so
+    def close(self) -> None:  # noqa: B027  an engine with nothing to free need not override it
         """Free the device."""

@@ -1,4 +1,4 @@
-"""An engine without a model: deterministic text, and faults on demand, to try a pipeline before paying for one."""
+"""An engine without a model: deterministic text, and faults on demand, for trying and testing a pipeline."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class FakeEngine(Engine):
     """Writes words picked by the prompt's checksum and the row's seed, `tokens_per_step` bytes a step.
 
     Args:
-        capacity: requests run at once.
+        capacity: how many requests run at once.
         context_length: in bytes of prompt and completion.
         tokens_per_step: bytes written per request and step.
-        step_seconds: how long a step takes, whatever runs in it.
-        fail_on, die_on, hang_on, freeze_on: regular expressions over the prompt: such a row gets an error, ends the
-            process, hangs the step for good, or hangs it with Python's lock held, so that no other thread runs.
-        answer_log: file to which a line is added for every row answered, its process's id: who works, and what is done
+        step_seconds: how long each step takes.
+        fail_on, die_on, hang_on, freeze_on: regular expressions on the prompt. A matching row gets an error, ends the
+            process, blocks the step forever, or blocks it with Python's lock held, so that no other thread runs.
+        answer_log: file that gets one line per finished row: the process id. It shows who worked, and which rows ran
             twice.
-        hold_after, hold_until: once so many rows are answered by this engine, it waits until the file is there: for what
-            must happen in the middle of the work, however fast that goes.
+        hold_after, hold_until: after so many finished rows, wait until the file exists. Tests use it to act in the
+            middle of a job, however fast the machine is.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class FakeEngine(Engine):
         self._hold_after, self._hold_until, self._answered = hold_after, hold_until, 0
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, bytes, int]] = {}
-        self._log = open(answer_log, "ab", buffering=0) if answer_log else None  # noqa: SIM115  as long as the engine
+        self._log = open(answer_log, "ab", buffering=0) if answer_log else None  # noqa: SIM115  open as long as the engine
 
     def add(self, request: Request) -> None:
         self._waiting.append(request)

@@ -1,4 +1,4 @@
-"""Settings to a running engine: the one place that knows which class a backend is."""
+"""From settings to a running engine. Only this file knows the class of each backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hfray.engines.base import Engine
 from hfray.engines.capacity import capacity_of
 
 if TYPE_CHECKING:
-    from hfray.config.engine import EngineSettings
+    from hfray.config.engine import EngineSettings, OpenVINOBackend, TransformersBackend, VLLMBackend
 
 
 SEQ2SEQ = {"text2text-generation", "summarization", "translation"}
@@ -20,9 +20,9 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
     """Load the engine that `settings` describe.
 
     Args:
-        folder: the prepared model folder; None, or one that another node prepared and this one does not see, fetches
-            and prepares it here (`hfray.models.source.prepare`).
-        threads: CPU threads it may use; None leaves that to the library.
+        folder: the prepared model folder. If it is None, or does not exist on this node, the model is prepared here
+            (`hfray.models.source.prepare`).
+        threads: CPU threads for the engine; None: the library decides.
 
     Raises:
         ValueError: the model or device cannot be used; the message names the key, its value and the remedy.
@@ -37,19 +37,21 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
         from hfray.models.source import prepare
 
         folder = prepare(settings)
-    return {"openvino": _openvino, "transformers": _transformers, "vllm": _vllm}[backend.name](
-        settings, folder, threads
-    )
+    if backend.name == "openvino":
+        return _openvino(settings, backend, folder, threads)
+    if backend.name == "transformers":
+        return _transformers(settings, backend, folder, threads)
+    return _vllm(settings, backend, folder, threads)
 
 
-def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> Engine:
-    backend, device = settings.backend, settings.device.name or "CPU"
+def _openvino(settings: EngineSettings, backend: OpenVINOBackend, folder: Path, threads: int | None) -> Engine:
+    device = settings.device.name or "CPU"
     properties: dict[str, Any] = dict(backend.ov_config)
     cores = os.cpu_count() or 1
     if threads and device == "CPU":
-        # Pinned, every process takes the first cores: two engines of one thread ran at half their speed (2026.4).
+        # With pinning, every process takes the first cores: two engines of one thread each ran at half speed (2026.4).
         properties.setdefault("ENABLE_CPU_PINNING", False)
-        if threads < cores:  # all of them OpenVINO places better by itself
+        if threads < cores:  # OpenVINO places threads better itself if it may use all cores
             properties.setdefault("INFERENCE_NUM_THREADS", threads)
     if settings.task in SEQ2SEQ:
         from hfray.engines.torch.seq2seq import Seq2SeqEngine
@@ -71,13 +73,13 @@ def _openvino(settings: EngineSettings, folder: Path, threads: int | None) -> En
     )
 
 
-def _transformers(settings: EngineSettings, folder: Path, threads: int | None) -> Engine:
+def _transformers(settings: EngineSettings, backend: TransformersBackend, folder: Path, threads: int | None) -> Engine:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    backend, device = settings.backend, settings.device
+    device = settings.device
     options: dict[str, Any] = {
         "capacity": backend.batch_size,
         "batch_tokens": backend.batch_tokens,
@@ -103,19 +105,21 @@ def _transformers(settings: EngineSettings, folder: Path, threads: int | None) -
     return TransformersEngine.from_folder(folder, **options)
 
 
-def _vllm(settings: EngineSettings, folder: Path, threads: int | None) -> Engine:
-    backend, device = settings.backend, settings.device
+def _vllm(settings: EngineSettings, backend: VLLMBackend, folder: Path, threads: int | None) -> Engine:
+    device = settings.device
     if settings.task != "text-generation":
-        raise ValueError(f"task={settings.task}: backend=vllm runs text-generation only. Use backend=transformers.")
+        raise ValueError(f"task={settings.task}: backend=vllm supports text-generation only. Use backend=transformers.")
     if settings.model.kwargs:
-        raise ValueError("model.kwargs: are from_pretrained's, which vLLM does not call. Use backend.options.")
+        raise ValueError(
+            "model.kwargs: these are arguments of from_pretrained, which vLLM does not call. Use backend.options."
+        )
     on_cpu = not device.uses_gpu
-    if on_cpu:  # read when vLLM is imported
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a vLLM for GPUs would take one, whatever is asked
+    if on_cpu:  # vLLM reads these variables when it is imported
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU build of vLLM would use a GPU anyway
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(backend.kv_cache_gib or 4))))
         if threads:
             os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
-    elif device.map is None:  # vLLM has no index of its own: it takes the first that it sees
+    elif device.map is None:  # vLLM has no device index: it uses the first visible GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(torch_device(device.index))
     try:
         from hfray.engines.vllm import VLLMEngine
@@ -139,15 +143,15 @@ def _vllm(settings: EngineSettings, folder: Path, threads: int | None) -> Engine
 
 
 def _visible(device: str) -> str:
-    """CUDA_VISIBLE_DEVICES that shows only torch's `device`, by what of the machine is visible now."""
+    """The value of CUDA_VISIBLE_DEVICES that leaves only torch's `device` visible."""
     index, given = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",")[index] if given else str(index)
 
 
 def torch_device(index: int | None) -> str:
-    """torch's name of device.index. Raises ValueError where there is no such GPU.
+    """torch's name for device.index. Raises ValueError if there is no such GPU.
 
-    Under Ray each worker sees only its own GPUs, so any index means the worker's first.
+    Under Ray a worker sees only its own GPUs, so every index means the worker's first GPU.
     """
     import torch
 
@@ -158,7 +162,7 @@ def torch_device(index: int | None) -> str:
         index = 0
     if index >= count:
         raise ValueError(
-            f"device.index={index}: there is no such GPU here (torch {torch.__version__} sees {count}). "
+            f"device.index={index}: no such GPU on this machine (torch {torch.__version__} sees {count}). "
             "Use device=cpu, or a machine with a GPU and a torch built for it."
         )
     return f"cuda:{index}"

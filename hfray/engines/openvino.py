@@ -14,13 +14,13 @@ import openvino
 import openvino_genai as genai
 import psutil
 
-from hfray.engines.base import Engine, Request, RequestError, StepOutput
+from hfray.engines.base import NO_CHAT_TEMPLATE, Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import capacity_for_cache
 from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import check_tokenizer, context_length, end_token_ids, kv_values_per_token
 
-KV_CACHE_SHARE = 0.25  # of the memory free at the start, where the size is left to us
-KV_CACHE_GIB = (1, 16)  # ... within these bounds
+KV_CACHE_SHARE = 0.25  # default KV cache size as a share of the free memory
+KV_CACHE_GIB = (1, 16)  # limits of the default size
 
 
 class OpenVINOTokenizer:
@@ -28,17 +28,19 @@ class OpenVINOTokenizer:
 
     def __init__(self, folder: Path) -> None:
         check_tokenizer(folder)
-        self.native = genai.Tokenizer(folder, ENABLE_CPU_PINNING=False)  # it would pin the thread that calls it
+        self.native = genai.Tokenizer(
+            folder, ENABLE_CPU_PINNING=False
+        )  # pinning would bind the calling thread to one core
         bos = self.native.get_bos_token_id()
         self.bos_id = bos if bos >= 0 else None
-        # OpenVINO's Python sets up its view of tensors at the first use, and two threads at that at once never return.
+        # OpenVINO's Python binding deadlocks if two threads are the first to use a tensor at the same time.
         self.encode("a")
         openvino.Tensor(_row([0]))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         if not text:
             return []
-        safe = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text to the native tokenizer
+        safe = text.encode("utf-8", "replace").decode()  # the native tokenizer rejects lone surrogates
         return self.native.encode(safe, add_special_tokens=add_special_tokens).input_ids.data[0].tolist()
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -46,7 +48,7 @@ class OpenVINOTokenizer:
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         if not self.native.chat_template:
-            raise ValueError("prompt.chat=true: the model has no chat template. Use prompt.chat=false.")
+            raise ValueError(NO_CHAT_TEMPLATE)
         return self.native.apply_chat_template(messages, add_generation_prompt=True)
 
 
@@ -60,17 +62,17 @@ class _Running:
 
 
 class OpenVINOEngine(Engine):
-    """A `ContinuousBatchingPipeline`, its requests added, stepped and cancelled one by one.
+    """Runs requests on a GenAI `ContinuousBatchingPipeline`.
 
     Args:
         folder: the IR folder (`openvino_model.xml`, `openvino_tokenizer.xml`, `config.json`).
         device: "CPU", "GPU", ...
-        properties: OpenVINO properties, passed through untouched.
-        capacity: sequences run at once; None: 128 to 256, as the KV cache has room.
-        batch_tokens: most tokens (of prompts and running sequences) in one step.
-        kv_cache_gib: size of the KV cache; None takes a quarter of the free memory, times `machine_share`.
-        machine_share: how much of the machine is this engine's, where several share it; 0 to 1.
-        prefix_caching: keep and reuse the KV cache of shared beginnings of prompts.
+        properties: OpenVINO properties, passed on unchanged.
+        capacity: sequences run at once; None: 128 to 256, depending on the KV cache.
+        batch_tokens: the maximum number of tokens (of prompts and running sequences) in one step.
+        kv_cache_gib: size of the KV cache; None: a quarter of the free memory times `machine_share`.
+        machine_share: this engine's share of the machine, 0 to 1, if several engines run on it.
+        prefix_caching: reuse the KV cache of common prompt prefixes.
     """
 
     top_logprobs = False  # GenAI reports only the generated token's log-probability
@@ -98,7 +100,7 @@ class OpenVINOEngine(Engine):
         scheduler.enable_prefix_caching = prefix_caching
         properties = dict(properties or {})
         try:
-            self._pipeline = genai.ContinuousBatchingPipeline(
+            self._pipeline: Any = genai.ContinuousBatchingPipeline(
                 folder, self.tokenizer.native, scheduler, device, **properties
             )
         except RuntimeError as error:
@@ -118,8 +120,8 @@ class OpenVINOEngine(Engine):
             raise RequestError("generation.no_repeat_ngram_size is not supported by backend=openvino; use transformers")
         try:
             self._config(request).validate()
-        except RuntimeError as error:  # it would end the pipeline
-            raise RequestError(f"OpenVINO GenAI refuses it: {str(error).splitlines()[-1]}") from error
+        except RuntimeError as error:  # the pipeline would die of it
+            raise RequestError(f"OpenVINO GenAI refuses these parameters: {str(error).splitlines()[-1]}") from error
         self._waiting.add(request)
 
     def step(self) -> list[StepOutput]:
@@ -154,14 +156,14 @@ class OpenVINOEngine(Engine):
         self._pipeline = None
 
     def _kv_cache_tokens(self, folder: Path) -> int:
-        """How many tokens the KV cache holds in fp32; a guess where the model's config does not tell."""
+        """How many tokens the KV cache holds in fp32; a default if the model's config lacks the sizes."""
         values = kv_values_per_token(folder)
         return DEFAULT_TOKENS if values is None else (self._kv_cache_gib << 30) // (4 * values)
 
     def _start(self) -> None:
-        """Hand waiting requests to the pipeline: in their order, and near the end those expected to be longest.
+        """Hand waiting requests to the pipeline, at most as many as may run at once.
 
-        No more than run at once: the pipeline runs all that it has (2026.4; `max_num_seqs` does not bind it).
+        The pipeline runs all requests that it has; `max_num_seqs` does not limit them (2026.4).
         """
         for request in self._waiting.take(self.capacity - len(self._running), self.ending):
             if self._prefixes is not None:
@@ -227,15 +229,15 @@ def _kv_cache_gib(machine_share: float) -> float:
     return min(max(free, KV_CACHE_GIB[0]), KV_CACHE_GIB[1])
 
 
-BLOCK = 32  # tokens; the cache keeps and finds whole blocks
-DEFAULT_TOKENS = 1 << 20  # where nothing tells how many a cache holds
+BLOCK = 32  # tokens; the cache stores and finds whole blocks
+DEFAULT_TOKENS = 1 << 20  # assumed size of a KV cache if it cannot be computed
 
 
 class PrefixIndex:
-    """Blocks of tokens by all that stands before them, the least recently used forgotten first.
+    """An LRU index of prompt prefixes in whole blocks. It estimates how many tokens GenAI's prefix cache saves.
 
     Args:
-        tokens: how many the cache holds.
+        tokens: capacity of the cache.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -243,7 +245,7 @@ class PrefixIndex:
         self._known: OrderedDict[int, None] = OrderedDict()
 
     def add(self, prompt_ids: Sequence[int]) -> int:
-        """Take a prompt in; returns how many of its tokens the cache has from earlier ones."""
+        """Add a prompt. Returns how many of its tokens the cache has from earlier prompts."""
         ids = np.asarray(prompt_ids, dtype=np.int32)
         found, searching, chain = 0, True, 0
         for start in range(0, len(ids) - BLOCK + 1, BLOCK):
@@ -254,4 +256,4 @@ class PrefixIndex:
             self._known.move_to_end(chain)
         while len(self._known) > self._most:
             self._known.popitem(last=False)
-        return min(found, max(0, len(ids) - 1))  # the last token is always computed: its logits are wanted
+        return min(found, max(0, len(ids) - 1))  # the last token is always computed, for its logits

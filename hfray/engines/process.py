@@ -1,8 +1,8 @@
-"""An engine in a process of its own, seen from here as any other.
+"""An engine that runs in a child process.
 
-OpenVINO GenAI holds Python's lock for the whole of a step (2026.4): in one process, nothing else runs but between
-steps. A batch job does little else; a server reads requests and writes tokens all the time, and took seconds to the
-first token that way. Here a step is a message out and a message back, and the wait for it holds no lock.
+OpenVINO GenAI holds Python's lock during the whole step (2026.4), so other threads of its process run only between
+steps. That is no problem for a batch job. A server reads requests and writes tokens all the time; in one process, the
+first token took seconds. Here a step is one message each way, and waiting for the answer holds no lock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLOSE_SECONDS = 5.0
 
 
 class ProcessEngine(Engine):
-    """The engine of `settings`, loaded and stepped by a child process, which ends with this object or this process.
+    """The engine of `settings` in a child process, which ends with this object or this process.
 
     Args:
         settings, folder, threads: as `load_engine` takes them.
@@ -68,11 +68,11 @@ class ProcessEngine(Engine):
         return len(self._unfinished)
 
     def kill(self) -> None:
-        """End the child at once, whatever it does; a step under way raises EngineDiedError. From any thread."""
+        """Kill the child; a running step raises EngineDiedError. Safe to call from any thread."""
         self._child.kill()
 
     def close(self) -> None:
-        self._connection.close()  # the child takes it as its end
+        self._connection.close()  # the child ends when the connection closes
         try:
             self._child.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -92,7 +92,7 @@ class ProcessEngine(Engine):
 
 
 def load_apart(settings: Any, *, folder: Path | None = None, threads: int | None = None) -> Engine:
-    """As `load_engine`, in a process of its own where steps would hold up this one: OpenVINO's generation."""
+    """As `load_engine`, but in a child process if steps would block this one: OpenVINO's text generation."""
     if settings.backend.name != "openvino" or settings.task in SEQ2SEQ:
         return load_engine(settings, folder=folder, threads=threads)
     from hfray.engines.openvino import OpenVINOTokenizer
@@ -105,7 +105,7 @@ def load_apart(settings: Any, *, folder: Path | None = None, threads: int | None
 
 
 def _serve(connection: Connection) -> None:
-    """The child: load, then a step for each message, until the other end is closed."""
+    """The child: load the engine, then run one step per message until the connection closes."""
     settings, folder, threads = connection.recv()
     try:
         engine = load_engine(settings, folder=folder, threads=threads)
@@ -134,4 +134,4 @@ def _serve(connection: Connection) -> None:
 if __name__ == "__main__":
     with contextlib.suppress(EOFError, BrokenPipeError):
         _serve(Connection(int(sys.argv[1])))
-    os._exit(0)  # whatever threads the model library still has
+    os._exit(0)  # without waiting for the threads of the model library

@@ -1,4 +1,4 @@
-"""vLLM's engine, stepped in this process: its kernels and scheduler on GPUs, and its build for CPUs."""
+"""vLLM's engine in this process, on GPUs or with vLLM's CPU build."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hfray.engines.torch.checkpoint import load_tokenizer
 from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import end_token_ids, stored_end_token_ids
 
-# In this process, so that a dead engine is a dead worker; read when vLLM is imported.
+# Run in this process, so that a dead engine ends the worker. vLLM reads the variables when it is imported.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -28,7 +28,7 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 @dataclass(slots=True)
 class _Running:
-    """A request in vLLM, and its id there."""
+    """A request in vLLM, with vLLM's id for it."""
 
     request: Request
     key: str
@@ -36,22 +36,22 @@ class _Running:
 
 
 class VLLMEngine(Engine):
-    """vLLM's `LLMEngine`, its requests added, stepped and aborted one by one.
+    """Runs requests on vLLM's `LLMEngine`.
 
     Args:
         folder: the Hugging Face folder.
         capacity: sequences run at once.
-        arguments: more of vLLM's `EngineArgs`.
+        arguments: further `EngineArgs` of vLLM.
     """
 
     def __init__(self, folder: Path, *, capacity: int = 256, trust_remote_code: bool = False, **arguments: Any) -> None:
-        # What is sampled how is the request's alone, and the model's generation_config is none of it. A seeded row whose
-        # prompt is read in parts ends vLLM on a CPU: torch's generators there cannot go back.
+        # The request alone decides about sampling, not the model's generation_config. On a CPU, a seeded row with chunked
+        # prefill crashes vLLM, because torch's CPU generators cannot be rewound.
         fixed = {"generation_config": "vllm"} | ({"enable_chunked_prefill": False} if current_platform.is_cpu() else {})
         mine = {"model": str(folder), "max_num_seqs": capacity, "trust_remote_code": trust_remote_code}
         self.tokenizer = load_tokenizer(folder, trust_remote_code)
         try:
-            self._vllm = LLMEngine.from_engine_args(EngineArgs(**(fixed | mine | arguments)))
+            self._vllm: Any = LLMEngine.from_engine_args(EngineArgs(**(fixed | mine | arguments)))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"vLLM cannot run model.source={folder} with backend.options={arguments}: {error}"
@@ -75,7 +75,7 @@ class VLLMEngine(Engine):
                 key = self._vllm.add_request(str(request.id), prompt, self._sampling(request))
                 self._running[request.id] = _Running(request, key)
             except (VLLMClientError, ValueError) as error:
-                refused.append(StepOutput(request.id, error=f"vLLM refuses it: {error}"))
+                refused.append(StepOutput(request.id, error=f"vLLM refuses this request: {error}"))
         outputs = [self._read(output) for output in self._vllm.step()] if self._running else []
         self.num_running = len(outputs)
         return refused + outputs
@@ -101,7 +101,7 @@ class VLLMEngine(Engine):
             top = [(other, entry.logprob) for other, entry in ranked[: running.request.params.logprobs]]
             output.logprobs.append((likely[token].logprob, top))
         running.generated += len(output.token_ids)
-        if running.generated == len(output.token_ids):  # its first
+        if running.generated == len(output.token_ids):  # the first tokens
             self.prefix_tokens += given.num_cached_tokens or 0
         if given.finished:
             if completion.finish_reason == "stop" and output.token_ids and output.token_ids[-1] in self.end_ids:
@@ -125,6 +125,6 @@ class VLLMEngine(Engine):
             ignore_eos=params.ignore_eos,
             stop_token_ids=[] if params.ignore_eos else sorted(self.end_ids),
             logprobs=params.logprobs,
-            detokenize=False,  # the loop does, by the one rule for all engines
+            detokenize=False,  # the loop detokenizes for all engines
             output_kind=RequestOutputKind.DELTA,
         )

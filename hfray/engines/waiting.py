@@ -1,4 +1,4 @@
-"""Requests that an engine has not started yet: for those that hand a library no more than runs at once."""
+"""Requests that an engine has not started yet. Engines hand their library no more requests than run at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hfray.engines.base import Request
 
 
 class WaitingRequests:
-    """A queue in the order of arrival; near the end, those expected to be longest come first."""
+    """A queue in order of arrival. When no more requests will come, the longest expected ones start first."""
 
     def __init__(self) -> None:
         self._requests: dict[int, Request] = {}
@@ -16,15 +16,15 @@ class WaitingRequests:
         return len(self._requests)
 
     def add(self, request: Request) -> None:
-        """Take a request in."""
+        """Add a request."""
         self._requests[request.id] = request
 
     def cancel(self, request_id: int) -> None:
-        """Forget a request; unknown ids are ignored."""
+        """Remove a request; unknown ids are ignored."""
         self._requests.pop(request_id, None)
 
     def take(self, count: int, ending: bool) -> list[Request]:
-        """The next requests to start, `count` at most."""
+        """Remove and return the next requests to start, at most `count`."""
         if count <= 0 or not self._requests:
             return []
         waiting = list(self._requests.values())
@@ -35,22 +35,22 @@ class WaitingRequests:
         return waiting[:count]
 
     def observe(self, request: Request, generated_tokens: int) -> None:
-        """Take in how long a completion became, to expect others by."""
+        """Learn from the length of a finished completion."""
         self._expected.observe(len(request.prompt_ids), generated_tokens)
 
 
-SAMPLES = 32  # completions seen before the guess is more than the most that is allowed
+SAMPLES = 32  # before so many completions, the estimate is the maximum length
 
 
 class ExpectedLength:
-    """A straight line through (prompt tokens, generated tokens) of the completions so far."""
+    """A linear regression of generated tokens over prompt tokens."""
 
     def __init__(self) -> None:
         self._count = 0
         self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, prompt_tokens: int, generated_tokens: int) -> None:
-        """Take in a finished completion."""
+        """Add a finished completion."""
         self._count += 1
         self._x += prompt_tokens
         self._y += generated_tokens
@@ -58,7 +58,7 @@ class ExpectedLength:
         self._xy += prompt_tokens * generated_tokens
 
     def of(self, request: Request) -> float:
-        """Tokens that a request's completion is expected to have, at most its `max_new_tokens`."""
+        """The expected length of a completion in tokens, at most `max_new_tokens`."""
         spread = self._count * self._xx - self._x * self._x
         if self._count < SAMPLES or spread <= 0:
             return request.max_new_tokens

@@ -11,7 +11,7 @@ from hfray.completion import Prompt
 from hfray.engines.base import Request
 from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
-from tests.engines.making import ENGINES, PROMPTS, assert_same_completions, make_engine, model_folder
+from tests.engines.making import ENGINES, EXACT, PROMPTS, assert_same_completions, make_engine, model_folder
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -185,7 +185,7 @@ from hfray.engines.openvino import OpenVINOEngine
 from hfray.engines.torch.causal import TransformersEngine
 from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
-openvino = OpenVINOEngine(Path({str(tiny_gpt2_ir)!r}), kv_cache_gib=1)
+openvino = OpenVINOEngine(Path({str(tiny_gpt2_ir)!r}), kv_cache_gib=1, properties={EXACT!r})
 for engine in (FakeEngine(), TransformersEngine.from_folder(Path({str(tiny_gpt2)!r})), openvino):
     loop = EngineLoop(engine)
     (completion,) = loop.generate([Prompt("Hello")], GenerationParams(max_new_tokens=2, temperature=0))
@@ -194,4 +194,4 @@ for engine in (FakeEngine(), TransformersEngine.from_folder(Path({str(tiny_gpt2)
 print("done")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
-    assert done.stdout.strip() == "done", done.stderr
+    assert done.stdout.strip() == "done", (done.returncode, done.stderr)

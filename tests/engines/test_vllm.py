@@ -28,6 +28,6 @@ def test_what_vllm_refuses_is_the_rows_error_and_prompts_beyond_a_step_wait(requ
     assert sum(c.num_prompt_tokens for c in sampled) > 128
     assert all(c.error is None for c in sampled)
     hot = loop.generate(PROMPTS[:2], GenerationParams(max_new_tokens=8, temperature=50.0))
-    assert all("vLLM refuses it" in c.error and "temperature" in c.error for c in hot)
+    assert all("vLLM refuses" in c.error and "temperature" in c.error for c in hot)
     assert loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=8, temperature=0))[0].error is None
     loop.close()

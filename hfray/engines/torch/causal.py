@@ -1,8 +1,8 @@
 """transformers and torch on a CPU, a GPU, or a device map: a continuous batcher over the model's own forward.
 
-New prompts are prefilled in batches of like length under a token budget and join the running rows; finished rows
-leave. It asks of the architecture only what `generate` does, so BLOOM's ALiBi and GPT-2's learned positions batch
-as well as Llama.
+New prompts of similar length are prefilled together under a token budget and join the running rows; finished rows
+leave. The engine needs only what `generate` needs of an architecture, so BLOOM's ALiBi and GPT-2's learned positions
+batch as well as Llama.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hfray.engines.base import Engine, Request, StepOutput
-from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
+from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY, ROW_TOKENS
 from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.torch.grouped_attention import use_grouped_attention
 from hfray.engines.torch.kvcache import BatchCache
@@ -24,11 +24,10 @@ from hfray.engines.torch.sampling import Row, Sampler
 from hfray.engines.waiting import ExpectedLength
 from hfray.models.folder import context_length
 
-LARGE_PREFILL = 512  # tokens; one as large as this leaves rows that would add much padding to the next
-PADDING_SHARE = 8  # an eighth of a large prefill's tokens may be padding
-REFILL_SHARE = 8  # new rows join, and finished ones are dropped, once an eighth of the batch is free
-KV_SHARE = 0.7  # of the device memory that the weights leave free
-EXPECTED_LENGTH = 512  # tokens of a typical row, by which the memory is shared out
+LARGE_PREFILL = 512  # tokens; a prefill of this size leaves out rows that would add much padding
+PADDING_SHARE = 8  # 1/8 of the tokens of a large prefill may be padding
+REFILL_SHARE = 8  # new rows join and finished rows are dropped when 1/8 of the batch is free
+KV_SHARE = 0.7  # share of the device memory left free by the weights
 
 
 class TransformersEngine(Engine):
@@ -37,9 +36,9 @@ class TransformersEngine(Engine):
     Args:
         model: a loaded `PreTrainedModel` with a language-modelling head.
         tokenizer: its tokenizer.
-        capacity: rows run at once; None chooses by the device's free memory (32 on a CPU), and it is halved,
-            the running rows taken up again where they were, when the device runs out of memory.
-        batch_tokens: most prompt tokens, padding included, in one prefill.
+        capacity: rows run at once; None chooses by the device's free memory (32 on a CPU). When the device runs out of
+            memory, the capacity is halved, and the running rows resume from their tokens.
+        batch_tokens: the maximum number of prompt tokens, padding included, in one prefill.
     """
 
     def __init__(
@@ -51,7 +50,8 @@ class TransformersEngine(Engine):
         batch_tokens: int = 8192,
         context: int | None = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model: Any = model
+        self.tokenizer = tokenizer
         self.context_length = context
         self.capacity = capacity or default_capacity(model)
         self._batch_tokens = batch_tokens
@@ -60,13 +60,13 @@ class TransformersEngine(Engine):
         self._with_positions = "position_ids" in accepted
         self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._waiting: list[Row] = []
-        self._rows: list[Row | None] = []  # None: finished, still in the batch until it is thinned out
+        self._rows: list[Row | None] = []  # None: finished, and not yet removed from the batch
         self._batch: BatchCache | None = None
         self._expected = ExpectedLength()
 
     @classmethod
     def from_folder(cls, folder: Path, *, trust_remote_code: bool = False, **options: Any) -> TransformersEngine:
-        """Load model and tokenizer; `options` are those of `load_model` and of the engine."""
+        """Load model and tokenizer; `options` are passed to `load_model` and the engine."""
         tokenizer = load_tokenizer(folder, trust_remote_code)
         mine = {name: options.pop(name) for name in ("capacity", "batch_tokens") if name in options}
         model = load_model(folder, trust_remote_code=trust_remote_code, **options)
@@ -129,7 +129,7 @@ class TransformersEngine(Engine):
             batch = BatchCache(mask.to(self.model.device))
             logits = self._forward(padded, batch)
         except BaseException:
-            self._waiting[:0] = rows  # nothing is lost when it was only memory that ran out
+            self._waiting[:0] = rows  # after an out-of-memory error the rows run later
             raise
         if self._batch is None:
             self._batch, self._rows = batch, list(rows)
@@ -189,8 +189,8 @@ class TransformersEngine(Engine):
         return sum(row is not None for row in self._rows)
 
     def _take_waiting(self) -> list[Row]:
-        """The longest waiting prompts of like length that fit the free rows and the token budget; near the end those
-        whose completions are expected to be longest."""
+        """The longest waiting prompts of similar length that fit the free rows and the token budget. When no more
+        prompts will come: those with the longest expected completions."""
         free = self.capacity - self._alive()
         if self.ending:
             self._waiting.sort(key=lambda row: self._expected.of(row.request) - len(row.tokens), reverse=True)
@@ -212,7 +212,7 @@ class TransformersEngine(Engine):
         self._rows = [self._rows[i] for i in keep]
 
     def _shrink(self, error: BaseException) -> list[StepOutput]:
-        """Halve the batch; its rows go on later from the tokens they have."""
+        """Halve the capacity; the running rows resume later from their tokens."""
         rows = [row for row in self._rows if row is not None]
         if self.capacity == 1:
             row = (rows or self._waiting)[0]
@@ -229,8 +229,12 @@ class TransformersEngine(Engine):
 
 
 def prefill_size(lengths: list[int], batch_tokens: int) -> int:
-    """How many prompts of these lengths, the longest first, to read at once: one at least, no more than `batch_tokens`
-    with their padding, and once there is much to read, none that would mostly add padding."""
+    """How many prompts to prefill at once: at least one, at most `batch_tokens` tokens with padding. A large prefill
+    leaves out prompts that would add mostly padding.
+
+    Args:
+        lengths: in tokens, the longest first.
+    """
     tokens = 0
     for count, length in enumerate(lengths):
         padded = lengths[0] * (count + 1)
@@ -243,17 +247,17 @@ def prefill_size(lengths: list[int], batch_tokens: int) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed for want of memory; its CPU allocator says so in a plain RuntimeError."""
+    """Whether torch ran out of memory; its CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def default_capacity(model: Any) -> int:
-    """Rows that the device's free memory holds at `EXPECTED_LENGTH` tokens each, 32 on a CPU."""
+    """How many rows fit the device's free memory at `ROW_TOKENS` tokens each; 32 on a CPU."""
     if model.device.type != "cuda":
         return CPU_CAPACITY
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row_bytes = EXPECTED_LENGTH * 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    row_bytes = ROW_TOKENS * 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(1, min(MAX_CAPACITY, int(free * KV_SHARE / row_bytes)))

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder as transformers loads it: the tokenizer, and the model on its device."""
+"""Load the tokenizer and the model of a Hugging Face folder with transformers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hfray.engines.base import NO_CHAT_TEMPLATE
 from hfray.models.folder import check_tokenizer, end_token_ids, read_config, weight_bytes
 
-WEIGHTS_SHARE = 0.9  # of a GPU's free memory that weights may take at most: rows need some too
+WEIGHTS_SHARE = 0.9  # maximum share of a GPU's free memory for the weights; the rows need the rest
 
 
 class TransformersTokenizer:
-    """A transformers tokenizer behind a lock: fast tokenizers refuse to be called from two threads at once."""
+    """A transformers tokenizer behind a lock: fast tokenizers fail if two threads call them at once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.hf = tokenizer
@@ -37,7 +38,7 @@ class TransformersTokenizer:
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         if not self.hf.chat_template:
-            raise ValueError("prompt.chat=true: the model has no chat template. Use prompt.chat=false.")
+            raise ValueError(NO_CHAT_TEMPLATE)
         with self._lock:
             return self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
@@ -77,7 +78,7 @@ def load_model(
 
 
 def dtype_for(dtype: str, *, on_cpu: bool) -> str:
-    """The name of a torch dtype. `auto`: fp32 on a CPU; on a GPU bf16 where it has it, else fp16."""
+    """The name of a torch dtype. `auto`: fp32 on a CPU; on a GPU bf16 if supported, else fp16."""
     if dtype != "auto":
         return dtype
     if on_cpu or not torch.cuda.is_available():
@@ -96,7 +97,7 @@ def loaded_dtype(folder: Path, dtype: str, model_kwargs: Mapping[str, Any]) -> s
 
 
 def check_fits(weights: int, free: int, what: str) -> None:
-    """Raise ValueError, before anything is loaded, where a model's weights exceed a GPU's free memory (bytes)."""
+    """Raise ValueError, before loading, if the weights exceed the GPU's free memory. Sizes in bytes."""
     if weights < free * WEIGHTS_SHARE:
         return
     gib, gpus = 1 << 30, math.ceil(weights / max(1, free * WEIGHTS_SHARE))

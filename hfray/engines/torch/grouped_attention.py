@@ -1,7 +1,7 @@
-"""Attention of one new token per row that reads key-value heads once, however many query heads share them.
+"""Grouped-query attention for decoding that reads each key-value head once for all its query heads.
 
-transformers' own `sdpa` copies every key-value head for each query head of its group whenever there is a padding
-mask, which a batch of rows of different lengths always has: at each token, the whole KV cache several times over.
+With a padding mask, transformers' own `sdpa` copies every key-value head for each query head of its group. A batch of
+rows of different lengths always has a mask, so each token would copy the whole KV cache several times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def grouped_sdpa(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What `sdpa_attention_forward` computes, in its shapes.
+    """The same result as `sdpa_attention_forward`, with the same shapes.
 
     Args:
         query: [rows, query heads, positions, width].
@@ -37,11 +37,11 @@ def grouped_sdpa(
         [rows, positions, query heads, width], and None for the weights.
     """
     rows, heads, positions, width = query.shape
-    per_head = attention_mask is not None and attention_mask.shape[1] > 1  # ALiBi's biases, say
+    per_head = attention_mask is not None and attention_mask.shape[1] > 1  # for example ALiBi's biases
     unknown = any(kwargs.get(name) is not None for name in ("position_bias", "cache"))  # of transformers 5.19
     if positions > 1 or heads == key.shape[1] or per_head or unknown:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    # The query heads of a key-value head stand as its positions: they all look at the same keys, under one mask.
+    # Treat the query heads of a key-value head as positions: they have the same keys and the same mask.
     query = query.reshape(rows, key.shape[1], -1, width)
     attended = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
@@ -54,7 +54,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_grouped_attention(model: Any) -> None:
-    """Let a model, and those of its parts, that attend by `sdpa` in transformers' pluggable form use `grouped_sdpa`."""
+    """Use `grouped_sdpa` in a model and its parts wherever they use transformers' pluggable `sdpa`."""
     config = model.config
     if config._attn_implementation != "sdpa" or not model.is_backend_compatible():
         return

@@ -1,4 +1,4 @@
-"""A key-value cache for a batch whose rows come and go: left-padded, grown in place, merged and thinned out."""
+"""A left-padded KV cache of a batch: it grows in place, and rows join and leave."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-GROW_BY = 64  # positions; growing a tensor copies it, and transformers' own layer does so at every token
+GROW_BY = 64  # positions; growing copies the tensor, and transformers' own layer grows with every token
 
 
 class GrowingLayer(DynamicLayer):
@@ -34,7 +34,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def set(self, states: list[torch.Tensor], room: int = 0) -> None:
-        """Take these keys and values over, into buffers with room for more positions."""
+        """Copy keys and values into new buffers with room for more positions."""
         length = states[0].shape[-2]
         self._buffers = []
         for state in states:
@@ -53,7 +53,7 @@ class BatchCache:
         self.mask = mask
 
     def extend_mask(self, alive: list[bool]) -> torch.Tensor:
-        """One more position, which only rows that are alive have: others' must not run past the model's last.
+        """Add one position for the running rows. Finished rows must not run past the model's last position.
 
         Returns the mask.
         """
@@ -62,7 +62,7 @@ class BatchCache:
         return self.mask
 
     def keep(self, rows: list[int]) -> None:
-        """Drop all other rows, and the padding that no row needs any more."""
+        """Drop all other rows, and padding that no row needs."""
         index = torch.tensor(rows, device=self.mask.device)
         mask = self.mask.index_select(0, index)
         trim = int(mask.argmax(dim=1).min())
@@ -72,7 +72,7 @@ class BatchCache:
             layer.set([s.index_select(0, index.to(s.device))[..., trim:, :] for s in states])
 
     def merge(self, other: BatchCache) -> None:
-        """Add the other batch's rows after these, both padded on the left to the longer length."""
+        """Append the other batch's rows; pad both on the left to the longer length."""
         length = max(self.mask.shape[1], other.mask.shape[1])
         self.mask = torch.cat([_pad(m, length, dim=1) for m in (self.mask, other.mask)])
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):

@@ -1,7 +1,7 @@
-"""Linear layers whose weights lie in oneDNN's own order: on a CPU, small batches run at the speed of large ones.
+"""Linear layers with weights in oneDNN's packed layout: on a CPU, small batches run as fast as large ones.
 
-A plain product of a few dozen rows spends most of its time bringing the weights into that order, at every token.
-These are the operators that torch.compile's own CPU backend emits; called directly, they need no compiler.
+A plain product of a few dozen rows spends most of its time on packing the weights, for every token. These operators are
+the ones that torch.compile's CPU backend emits; called directly, they need no compiler.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from transformers.pytorch_utils import Conv1D
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer for inference alone.
+    """A linear layer for inference only.
 
     Args:
         weight: [outputs, inputs].
         bias: [outputs], or None.
-        rows: how many are expected at once; no bound.
+        rows: the expected number of rows; not a limit.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> None:
@@ -28,7 +28,7 @@ class PackedLinear(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """A plain copy [outputs, inputs], for the rare model that looks at a layer's weights in its forward."""
+        """An unpacked copy [outputs, inputs], for the rare model that reads a layer's weights in its forward."""
         return self._packed.to_dense()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -37,13 +37,13 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack_linears(model: Any, rows: int) -> None:
-    """Put packed layers in the place of a CPU model's plain linear ones, where this torch and CPU can.
+    """Replace the plain linear layers of a CPU model by packed ones if torch and the CPU support it.
 
-    The weights move: the model cannot be trained or saved after it. A head that is tied to the embeddings gets a copy.
+    The model cannot be trained or saved afterwards. A head tied to the embeddings gets a copy of the weights.
     """
     if model.device.type != "cpu" or getattr(model, "hf_quantizer", None) is not None or not can_pack(model.dtype):
         return
-    # The parents alone: a list of the layers too would keep all old weights until the end.
+    # List only the parents: a list of the layers would keep all old weights in memory.
     for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for name, child in parent.named_children():
             if _is_plain(child) and child.weight.dtype == model.dtype:
@@ -52,20 +52,20 @@ def pack_linears(model: Any, rows: int) -> None:
 
 
 def _is_plain(layer: torch.nn.Module) -> bool:
-    """Whether a layer is linear and nothing else: quantizers and hooks keep the class and change what it does."""
+    """Whether a layer is an unmodified linear layer: quantizers and hooks keep the class and change its behaviour."""
     if type(layer) not in (torch.nn.Linear, Conv1D) or type(layer.weight) is not torch.nn.Parameter:
         return False
     return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this type here."""
+    """Whether this torch and CPU can pack weights of this type."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     square = torch.zeros((16, 16), dtype=dtype)
     try:
         with torch.inference_mode():
             PackedLinear(square, None, 1)(square)
-    except (AttributeError, NotImplementedError, RuntimeError):  # a torch without these operators, or a CPU
+    except (AttributeError, NotImplementedError, RuntimeError):  # unsupported by this torch or this CPU
         return False
     return True

@@ -1,7 +1,6 @@
-"""transformers' own continuous batching: paged attention, and with flash attention on a GPU its CUDA graphs and batches
-prepared while the one before runs, where they work.
+"""transformers' own continuous batching: paged attention, and on a GPU CUDA graphs and asynchronous batches if they work.
 
-It picks the likeliest token and nothing else: for greedy jobs of architectures that support it (Llama's, not BLOOM's).
+It supports greedy decoding only, and not all architectures (Llama, but not BLOOM).
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from hfray.engines.waiting import WaitingRequests
 from hfray.errors import EngineDiedError
 from hfray.models.folder import context_length, kv_values_per_token
 
-BLOCK_TOKENS = 256  # of the KV cache: transformers' default, by whatever name a version has it
+BLOCK_TOKENS = 256  # transformers' default block size of the KV cache
 CPU_KV_CACHE_GIB = 1.0
-CPU_BATCH_TOKENS = 1024  # sdpa masks every token of a step against all of the others
-# 5.5 replays a graph of many short prompts for one long one: its longest query is a constant of the graph.
+CPU_BATCH_TOKENS = 1024  # sdpa computes a mask of every token against every other token of a step
+# transformers 5.5 replays the graph of many short prompts for a long one, though the longest query is fixed in it.
 GRAPHS_SINCE = Version("5.19")
-WAIT_SECONDS = 1.0  # for a token, before a look whether the manager's thread lives
+WAIT_SECONDS = 1.0  # for a token, before checking that the manager's thread is alive
 
-logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it has a warning for each request's end
+logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it warns at the end of every request
 
 
 @dataclass(slots=True)
 class _Running:
-    """A request in the manager, how many tokens of it have come, and the blocks that it may need."""
+    """A request in the manager, and the blocks that it may need."""
 
     request: Request
     blocks: int
@@ -44,21 +43,21 @@ class _Running:
 
 
 class PagedEngine(Engine):
-    """A `ContinuousBatchingManager`, its requests added, read and cancelled one by one.
+    """Runs requests on a `ContinuousBatchingManager`.
 
-    A request is started once the cache has room for the longest that it may become: where it has not, the manager
-    begins a request anew, and miscounts its tokens (5.5).
+    A request starts when the cache has room for its maximum length. Without room, the manager would preempt and restart
+    requests, and miscount their tokens (transformers 5.5).
 
     Args:
-        model: a loaded `PreTrainedModel` whose attention may be paged.
+        model: a loaded `PreTrainedModel` that supports paged attention.
         tokenizer: its tokenizer.
         capacity: requests run at once; None: 32 on a CPU, 256 on a GPU.
-        batch_tokens: most tokens, of prompts and running requests together, in one step.
-        num_blocks: of the KV cache, each of `BLOCK_TOKENS`; None: as many as the GPU's free memory holds.
-        prefix_caching: keep and reuse the blocks of shared beginnings of prompts; batches do not overlap then.
+        batch_tokens: the maximum number of tokens, of prompts and running requests together, in one step.
+        num_blocks: size of the KV cache in blocks of `BLOCK_TOKENS`; None: what the GPU's free memory holds.
+        prefix_caching: reuse the blocks of common prompt prefixes; batches are not asynchronous then.
 
     Raises:
-        ValueError: the model's attention cannot be paged, or there is no memory for the cache.
+        ValueError: the model does not support paged attention, or there is not enough memory for the cache.
     """
 
     def __init__(
@@ -74,41 +73,41 @@ class PagedEngine(Engine):
     ) -> None:
         if not model._supports_attention_backend:
             raise ValueError(
-                f"backend.paged=true: {type(model).__name__} has an attention of its own, which cannot be paged. "
+                f"backend.paged=true: {type(model).__name__} has its own attention, which cannot be paged. "
                 "Use backend.paged=false."
             )
         on_cpu = model.device.type == "cpu"
         self.tokenizer, self.context_length = tokenizer, context
         self.capacity = capacity or (CPU_CAPACITY if on_cpu else MAX_CAPACITY)
         self.end_ids = end_ids(model, tokenizer)
-        # pad_token_id: else it tells for each request that it takes the end's.
+        # Without pad_token_id, transformers warns for each request.
         greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(self.end_ids) or -1, pad_token_id=0)
         batching = {
             "num_blocks": num_blocks,
             "max_batch_tokens": min(batch_tokens, CPU_BATCH_TOKENS) if on_cpu else batch_tokens,
             "allow_block_sharing": prefix_caching,
-            # A request cancelled while a batch of its is under way is missed where that completes a shared block.
+            # With asynchronous batches, the manager fails if a cancelled request completes a shared block.
             "use_async_batching": False if prefix_caching else None,
             "use_cuda_graph": None if Version(transformers.__version__) >= GRAPHS_SINCE else False,
-            "auto_switch_to_flash": False,  # backend.attention says which
+            "auto_switch_to_flash": False,  # backend.attention decides
         }
         known = {field.name for field in fields(ContinuousBatchingConfig)}
         batching = ContinuousBatchingConfig(**{name: value for name, value in batching.items() if name in known})
         try:
             if not on_cpu:
-                torch.cuda.set_device(model.device)  # whose memory it measures
-            self._manager = model.init_continuous_batching(greedy, batching)
+                torch.cuda.set_device(model.device)  # the manager measures this device's memory
+            self._manager: Any = model.init_continuous_batching(greedy, batching)
             self._manager.warmup()
         except (ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"backend.paged=true: transformers cannot run {type(model).__name__} so: {error}. "
+                f"backend.paged=true: transformers cannot run {type(model).__name__} with paged attention: {error}. "
                 "Use backend.paged=false."
             ) from error
         cache = self._manager.batch_processor.cache
-        # Groups of layers, by their attention: the cache's blocks are not of BLOCK_TOKENS then.
+        # With several groups of layers, the size of a block is not BLOCK_TOKENS.
         if getattr(cache, "num_groups", 1) > 1:
             raise ValueError(
-                f"backend.paged=true: {type(model).__name__} has layers of unlike attention, which take transformers "
+                f"backend.paged=true: {type(model).__name__} has layers with different attention, which needs transformers "
                 f"5.19 (this is {transformers.__version__}). Use backend.paged=false."
             )
         self._num_blocks = self._free_blocks = cache.num_blocks
@@ -119,7 +118,7 @@ class PagedEngine(Engine):
     def from_folder(
         cls, folder: Path, *, kv_cache_gib: float | None = None, trust_remote_code: bool = False, **options: Any
     ) -> PagedEngine:
-        """Load model and tokenizer; `options` are those of `load_model` and of the engine.
+        """Load model and tokenizer; `options` are passed to `load_model` and the engine.
 
         Args:
             kv_cache_gib: size of the KV cache; None: what the GPU's free memory holds, 1 on a CPU.
@@ -132,7 +131,9 @@ class PagedEngine(Engine):
         if kv_cache_gib:
             values = kv_values_per_token(folder)
             if values is None:
-                raise ValueError(f"backend.kv_cache_gib={kv_cache_gib}: model.source={folder} does not tell its layers")
+                raise ValueError(
+                    f"backend.kv_cache_gib={kv_cache_gib}: model.source={folder} has no layer sizes in its config"
+                )
             block = BLOCK_TOKENS * values * model.dtype.itemsize
             mine["num_blocks"] = max(1, int(kv_cache_gib * (1 << 30) / block))
         return cls(model, tokenizer, context=context_length(folder), **mine)
@@ -141,7 +142,7 @@ class PagedEngine(Engine):
         beyond = request.params.beyond_greedy
         if beyond is not None:
             raise RequestError(
-                f"generation.{beyond}: backend.paged=true is greedy and no more. Use backend.paged=false"
+                f"generation.{beyond}: backend.paged=true supports greedy decoding only. Use backend.paged=false"
             )
         if _blocks(request) > self._num_blocks:
             tokens = len(request.prompt_ids) + request.max_new_tokens
@@ -209,10 +210,10 @@ class PagedEngine(Engine):
             )
         if self._running and not self._started:
             self._started = True
-            self._manager.start()  # with something to do: 5.5 ends at once where batches overlap and there is none
+            self._manager.start()  # transformers 5.5 ends at once if it starts without requests
 
     def _read(self, result: Any) -> StepOutput:
-        """What has come of a request: its list of tokens, which may be ahead of the state told with it."""
+        """New tokens of a request. The list of tokens may be ahead of the reported status."""
         if result.status == RequestStatus.FAILED:
             raise EngineDiedError(f"transformers' continuous batching: {result.error}")
         running = self._running[result.request_id]
@@ -234,5 +235,5 @@ class PagedEngine(Engine):
 
 
 def _blocks(request: Request) -> int:
-    """How many blocks a request may take: 5.5 counts a token more than there is."""
+    """How many blocks a request may take; transformers 5.5 counts one token too many."""
     return (len(request.prompt_ids) + request.max_new_tokens) // BLOCK_TOKENS + 1

@@ -20,7 +20,7 @@ from hfray.engines.base import Request
 
 @dataclass(slots=True)
 class Row:
-    """A request under way: what it has generated, and its own random numbers."""
+    """A running request: its generated tokens, and its own random numbers."""
 
     request: Request
     tokens: list[int] = field(default_factory=list)
@@ -32,13 +32,13 @@ class Row:
 
 
 class Sampler:
-    """Picks tokens; rows of one batch may differ in every setting."""
+    """Picks tokens. Each row of a batch has its own settings."""
 
     def __init__(self, end_ids: set[int]) -> None:
         self._end_ids = sorted(end_ids)
 
     def pick(self, logits: torch.Tensor, rows: list[Row]) -> list[int]:
-        """The next token id of each row. `logits` are [rows, vocabulary], and are not changed."""
+        """The next token id of each row. `logits` are [rows, vocabulary] and are not modified."""
         logits = logits.float()
         if any(self._shapes_logits(row) for row in rows):
             logits = torch.stack([self._process(row, logits[i]) for i, row in enumerate(rows)])

@@ -1,7 +1,7 @@
-"""Encoder-decoder models (T5, BART, Marian, ...): the model's own `generate` over batches of like length.
+"""Encoder-decoder models (T5, BART, Marian, ...): the model's own `generate` on batches of similar length.
 
-Beam search keeps rows of a batch in step, so a step here runs a whole batch from start to end, and its tokens come
-at once. The same class drives transformers' models and optimum-intel's OpenVINO ones, which share `generate`.
+Beam search advances the rows of a batch together, so one step here runs a whole batch from start to end and returns
+all its tokens. The same class runs transformers' models and optimum-intel's OpenVINO models: both have `generate`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hfray.engines.torch.sampling import Row, Sampler
 from hfray.models.folder import context_length, read_config
 
 BATCH_TOKENS = 8192
-UNSET_MAX_LENGTH = 20  # transformers' global default, which counts as not set
+UNSET_MAX_LENGTH = 20  # transformers' global default; treated as not set
 OVERRIDES = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
 UNSUPPORTED = ("presence_penalty", "frequency_penalty", "logprobs")
 
@@ -46,11 +46,11 @@ class Seq2SeqEngine(Engine):
     Args:
         model: transformers' or optimum-intel's, with `generate`.
         tokenizer: its tokenizer.
-        task: whose entry in the config's `task_specific_params` gives prefix and generation settings, as
-            transformers 4's pipelines took them; "translation" takes the first language pair.
-        capacity: rows run at once; halved when memory runs out.
-        batch_tokens: most prompt tokens, padding included, in one batch.
-        context: most prompt tokens, and most generated ones; None where the model sets no bound.
+        task: selects the entry of the config's `task_specific_params` with prefix and generation settings, as in
+            transformers 4's pipelines; "translation" selects the first language pair.
+        capacity: how many rows run at once; halved when memory runs out.
+        batch_tokens: the maximum number of prompt tokens, padding included, in one batch.
+        context: the maximum number of prompt tokens, and of generated tokens; None: no limit.
     """
 
     continues_prompt = False
@@ -65,7 +65,8 @@ class Seq2SeqEngine(Engine):
         batch_tokens: int = BATCH_TOKENS,
         context: int | None = None,
     ) -> None:
-        self.model, self.context_length = model, context
+        self.model: Any = model
+        self.context_length = context
         self.generation: GenerationConfig = copy.deepcopy(model.generation_config)
         task_params = task_settings(model.config, task)
         self.tokenizer = PrefixTokenizer(tokenizer, task_params.pop("prefix", None) or "")
@@ -86,7 +87,7 @@ class Seq2SeqEngine(Engine):
         trust_remote_code: bool = False,
         **options: Any,
     ) -> Seq2SeqEngine:
-        """Load a Hugging Face folder; `options` are those of `load_model`. Raises ValueError."""
+        """Load a Hugging Face folder; `options` are passed to `load_model`. Raises ValueError."""
         _check_architecture(folder, task)
         tokenizer = load_tokenizer(folder, trust_remote_code).hf
         model = load_model(folder, AutoModelForSeq2SeqLM, trust_remote_code=trust_remote_code, **options)
@@ -173,7 +174,7 @@ class Seq2SeqEngine(Engine):
     # --- one batch ---------------------------------------------------------------------------------------------
 
     def _take(self) -> list[Request]:
-        """The longest waiting prompt and those next to it in length that are generated the same way."""
+        """The longest waiting prompts that share one set of parameters."""
         self._waiting.sort(key=lambda request: len(request.prompt_ids), reverse=True)
         if not self._waiting:
             return []
@@ -205,15 +206,15 @@ class Seq2SeqEngine(Engine):
         return [self._output(r, tokens[1:]) for r, tokens in zip(requests, sequences.tolist(), strict=True)]
 
     def _config(self, request: Request) -> GenerationConfig:
-        """The model's own settings, under what the request asks for."""
+        """The request's settings, and the model's own for everything else."""
         params, config = request.params, copy.deepcopy(self.generation)
         config.max_new_tokens, config.max_length = request.max_new_tokens, None
-        config.do_sample = False  # drawing is ours, row by row: DrawRows
+        config.do_sample = False  # DrawRows samples each row
         config.num_return_sequences, config.return_dict_in_generate = 1, False
         for name in OVERRIDES:
             if getattr(params, name) is not None:
                 setattr(config, name, getattr(params, name))
-        if config.repetition_penalty is not None:  # transformers refuses a whole number
+        if config.repetition_penalty is not None:  # transformers rejects an int
             config.repetition_penalty = float(config.repetition_penalty)
         if params.sampling:
             config.num_beams, config.early_stopping = 1, False
@@ -230,7 +231,7 @@ class Seq2SeqEngine(Engine):
         return StepOutput(request.id, tokens[: request.max_new_tokens], finish_reason="length")
 
     def _shrink(self, requests: list[Request], error: BaseException) -> list[StepOutput]:
-        """Halve the batch and take its rows up again; a row that fails alone gets the error."""
+        """Halve the capacity and run the rows again; a row that fails alone gets the error."""
         if self.capacity == 1:
             return [StepOutput(requests[0].id, error=f"out of memory with this row alone: {error}")]
         self.capacity = max(1, min(self.capacity, len(requests)) // 2)
@@ -242,9 +243,9 @@ class Seq2SeqEngine(Engine):
 
 
 class DrawRows(LogitsProcessor):
-    """Samples within `generate`: each row's draw, from its own seed, is made the likeliest token.
+    """Samples within `generate`: draws each row's token from the row's own seed and makes it the likeliest.
 
-    So a row's text depends on its prompt and seed alone, never on the rows beside it.
+    A row's text then depends on its prompt and seed only, not on the other rows of the batch.
     """
 
     def __init__(self, requests: list[Request]) -> None:
@@ -268,7 +269,7 @@ def task_settings(config: Any, task: str) -> dict[str, Any]:
 
 
 def _positions(folder: Path) -> int | None:
-    """The encoder's positions; None for T5's relative ones, whose `n_positions` bounds nothing."""
+    """The encoder's number of positions; None for T5, which has relative positions without a limit."""
     return None if "relative_attention_num_buckets" in read_config(folder) else context_length(folder)
 
 
@@ -276,6 +277,6 @@ def _check_architecture(folder: Path, task: str) -> None:
     config = read_config(folder)
     if config and not config.get("is_encoder_decoder", False):
         raise ValueError(
-            f"task={task}: model.source={folder} ({config.get('model_type')}) is no encoder-decoder model. "
+            f"task={task}: model.source={folder} ({config.get('model_type')}) is not an encoder-decoder model. "
             "Use task=text-generation, or a model such as T5 or BART."
         )

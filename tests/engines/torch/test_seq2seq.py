@@ -154,7 +154,7 @@ def test_what_it_cannot_do_is_the_rows_error(loop):
 
 
 def test_a_model_without_an_encoder_is_refused(tiny_gpt2):
-    with pytest.raises(ValueError, match=r"task=summarization: .*gpt2.*no encoder-decoder"):
+    with pytest.raises(ValueError, match=r"task=summarization: .*gpt2.*not an encoder-decoder"):
         Seq2SeqEngine.from_folder(tiny_gpt2, task="summarization")
 
 
