@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, by matplotlib; colours are the page's CSS variables, so they follow light and dark."""
+"""Small charts as inline SVG, made by matplotlib. Colours are CSS variables of the page, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-# matplotlib wants colours; each of these stands for a variable of the page and is replaced in the finished SVG.
+# matplotlib needs colours. Each of these is a placeholder that the finished SVG replaces by a variable of the page.
 TEXT, GRID, PAPER = "#010203", "#010204", "#010205"
 SERIES = ("#010206", "#010207", "#010208")
 VARIABLES = {TEXT: "--muted", GRID: "--line", PAPER: "--paper"}
 VARIABLES |= dict(zip(SERIES, ("--series-1", "--series-2", "--series-3"), strict=True))
-SIZE = (4.8, 2.3)  # inches of 72 points: small enough that its text can be read on a phone
+SIZE = (4.8, 2.3)  # inches of 72 points: small, so that the text can be read on a phone
 
 
 def line_chart(
@@ -31,10 +31,10 @@ def line_chart(
     """Lines over seconds.
 
     Args:
-        series: name to values, of `times`' length; three at most.
-        breaks: moments at which one run ended and the next began.
-        top: the upper end of the values' axis, where it is known.
-        whole: values are whole numbers, and so are the ticks.
+        series: name to values, each as long as `times`; at most three.
+        breaks: times at which one run ended and the next began.
+        top: the upper end of the value axis, if it is known.
+        whole: the values are whole numbers, so the ticks are too.
     """
     figure, axes = _figure(label)
     divisor, time_unit = (3600, "hours") if times[-1] > 7200 else (60, "minutes") if times[-1] > 180 else (1, "seconds")
@@ -59,7 +59,7 @@ def line_chart(
 
 
 def histogram(bars: dict[str, tuple[np.ndarray, np.ndarray]], label: str, unit: str) -> Markup:
-    """Distributions as bars: name to (counts, edges); where there are two, they are drawn over each other as steps."""
+    """Distributions, name to (counts, edges): one is drawn as bars, two are drawn as steps on the same axes."""
     figure, axes = _figure(label)
     titles = {}
     for (name, (counts, edges)), colour in zip(bars.items(), SERIES, strict=False):
@@ -85,7 +85,7 @@ def _figure(label: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    settings = {
+    settings: dict[Any, Any] = {
         "font.size": 10.5,
         "text.color": TEXT,
         "axes.labelcolor": TEXT,
@@ -110,7 +110,7 @@ def _figure(label: str) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, label: str, titles: dict[str, str] | None = None) -> Markup:
-    """The figure as an SVG element: variables for colours, the page's fonts, no ids that another chart may have."""
+    """The figure as an SVG element with the page's colours and fonts, without ids that another chart may use."""
     from matplotlib import rc_context
 
     out = io.StringIO()

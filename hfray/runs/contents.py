@@ -1,7 +1,7 @@
-"""What an output folder holds, read off its Parquet files: counts, lengths, errors and a few rows to read.
+"""The rows of an output folder, read from its Parquet files: counts, lengths, errors and a few rows to read.
 
-One pass over the small columns of every file, so that it covers all runs of a folder, killed ones too; prompts and
-answers are read only where a sample or an example lies. Memory is bounded, however many rows there are.
+One pass over the small columns of every file covers all runs of a folder, killed runs too. Prompts and answers are
+read only for samples and examples. Memory is bounded, however many rows there are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -33,13 +32,13 @@ SAMPLED_GROUPS = 64
 
 
 class Lengths:
-    """A distribution of whole numbers, exact: how often each occurs."""
+    """An exact distribution of whole numbers: how often each number occurs."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(0, dtype=np.int64)
 
     def add(self, values: np.ndarray) -> None:
-        """Count values in, none of them negative."""
+        """Count these values; none is negative."""
         counts = np.bincount(values)
         if len(counts) > len(self.counts):
             counts[: len(self.counts)] += self.counts
@@ -64,11 +63,11 @@ class Lengths:
         return max(0, len(self.counts) - 1)
 
     def quantile(self, share: float) -> int:
-        """The smallest value that at least `share` of all values do not exceed."""
+        """The smallest value v such that at least `share` of all values are at most v."""
         return int(np.searchsorted(np.cumsum(self.counts), share * self.number)) if self.number else 0
 
     def histogram(self, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
-        """(counts, edges) of at most `bins` bins of equal, whole width over the values that occur."""
+        """(counts, edges) of at most `bins` bins of equal, whole width, from the smallest to the largest value."""
         if not self.number:
             return np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
         first = int(np.flatnonzero(self.counts)[0])
@@ -79,7 +78,7 @@ class Lengths:
 
 @dataclass(slots=True)
 class ErrorGroup:
-    """Errors that differ in numbers and quoted names only, and the first row that had one."""
+    """Errors that differ only in numbers and quoted names, and the first row with such an error."""
 
     count: int = 0
     message: str = ""
@@ -91,7 +90,7 @@ class ErrorGroup:
 
 @dataclass(slots=True)
 class Contents:
-    """The counts: of the tokens of every prompt that was read, and of those generated for rows that did not fail."""
+    """The counts of a folder. `prompt_tokens` covers all tokenized prompts, `generated_tokens` the rows without error."""
 
     rows: int = 0
     failed: int = 0
@@ -99,20 +98,20 @@ class Contents:
     parts: int = 0
     prompt_tokens: Lengths = field(default_factory=Lengths)
     generated_tokens: Lengths = field(default_factory=Lengths)
-    finish_reasons: Counter = field(default_factory=Counter)
-    rows_by_run: Counter = field(default_factory=Counter)
-    tokens_by_run: Counter = field(default_factory=Counter)
-    failed_by_run: Counter = field(default_factory=Counter)
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    rows_by_run: Counter[str] = field(default_factory=Counter)
+    tokens_by_run: Counter[str] = field(default_factory=Counter)
+    failed_by_run: Counter[str] = field(default_factory=Counter)
     errors: dict[str, ErrorGroup] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def largest_errors(self, number: int) -> list[ErrorGroup]:
-        """The error groups of most rows."""
+        """The error groups with the most rows."""
         return sorted(self.errors.values(), key=lambda group: -group.count)[:number]
 
 
 def read_contents(output: OutputFolder, samples: int = 200) -> Contents:
-    """Count an output folder's rows and draw `samples` of them at random, the same ones each time."""
+    """Count the rows of a folder and draw `samples` of them at random; every call draws the same rows."""
     contents, filesystem = Contents(), output.filesystem
     groups: list[tuple[str, int, int]] = []
     for part in output.parts():
@@ -131,7 +130,7 @@ def read_contents(output: OutputFolder, samples: int = 200) -> Contents:
 
 
 def run_of(part: str) -> str:
-    """The id of the run that wrote an output file, from its name."""
+    """The id of the run that wrote an output file, from the file's name."""
     found = re.fullmatch(r"part-(\w+)-\d+\.parquet", posixpath.basename(part))
     return found.group(1) if found else ""
 
@@ -150,12 +149,12 @@ def count_rows(output: OutputFolder, key: str = "output.path") -> Counter[str]:
 
 
 def group_name(error: str) -> str:
-    """What errors of one kind have in common: the message without its numbers and quoted names."""
+    """The name of an error's group: the message without its numbers and quoted names."""
     return re.sub(r"\d+(\.\d+)?", "#", re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", error))[:300]
 
 
 def _count(contents: Contents, batch: pa.RecordBatch, part: str, first: int) -> None:
-    run, good = run_of(part), pc.is_null(batch["error"])
+    run, good = run_of(part), batch["error"].is_null()
     contents.rows += batch.num_rows
     contents.rows_by_run[run] += batch.num_rows
     prompts = batch["num_prompt_tokens"].to_numpy(zero_copy_only=False)
@@ -163,7 +162,7 @@ def _count(contents: Contents, batch: pa.RecordBatch, part: str, first: int) -> 
     contents.prompt_tokens.add(prompts[prompts > 0])
     contents.generated_tokens.add(generated)
     contents.tokens_by_run[run] += int(generated.sum())
-    reasons = pc.value_counts(batch["finish_reason"]).to_pylist()
+    reasons = batch["finish_reason"].value_counts().to_pylist()
     contents.finish_reasons.update({entry["values"]: entry["counts"] for entry in reasons})
     failed = batch.num_rows - len(generated)
     contents.failed += failed
@@ -197,7 +196,7 @@ def _prompt_of(filesystem: fs.FileSystem, group: ErrorGroup) -> str | None:
 
 
 def _draw(filesystem: fs.FileSystem, groups: list[tuple[str, int, int]], wanted: int) -> Iterator[dict[str, Any]]:
-    """Random rows out of random row groups; no more text is read than SAMPLED_ROWS_READ rows and one row group."""
+    """Random rows from random row groups. Reads the text of at most SAMPLED_ROWS_READ rows and one row group more."""
     generator = np.random.default_rng(0)
     chosen, read = [], 0
     for number in generator.permutation(len(groups))[:SAMPLED_GROUPS]:

@@ -1,4 +1,4 @@
-"""What is done already, read off the finished output files, and whether this run may go on with it."""
+"""The fingerprint of a run: every setting that decides the text. A run resumes a folder only if both agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = [
 
 
 def versions() -> dict[str, str]:
-    """Versions of what is installed of the packages that decide a run."""
+    """Versions of the installed packages that decide how a run goes."""
     found = {}
     for package in ["hfray", *PACKAGES]:
         try:
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-# Of what goes through to a library, what changes the text; the rest (threads, streams, cache folders) only the speed.
+# Options that are passed to a library and change the text. The others (threads, streams, caches) change the speed.
 TEXT_WORDS = {
     "ov_config": ("PRECISION", "QUANTIZATION", "ACTIVATIONS_SCALE"),
     "options": ("quantization", "dtype", "overrides", "rope", "lora", "max_model_len"),
@@ -44,10 +44,10 @@ TEXT_WORDS = {
 
 
 def fingerprint(settings: BatchSettings) -> dict[str, Any]:
-    """What decides the text: model and revision, task, backend and its precision, prompt, generation; flat keys.
+    """What decides the text: model and revision, task, backend and its precision, prompt, generation. Keys are dotted.
 
-    Of pools it is what they run that counts, not their order or size: pools that run the same are as one, and the
-    unlike stand sorted under `engines`.
+    The order and the size of pools do not count. Pools with the same engine count once; if engines differ, they stand
+    sorted under `engines`.
     """
     paths = [settings.input.path] if isinstance(settings.input.path, str) else settings.input.path
     flat: dict[str, Any] = {
@@ -67,7 +67,7 @@ def fingerprint(settings: BatchSettings) -> dict[str, Any]:
 
 
 def _engine(settings: BatchSettings) -> dict[str, Any]:
-    """The part of the fingerprint that pools may have of their own."""
+    """The part of the fingerprint that may differ between pools."""
     backend, model = settings.backend, settings.model
     flat: dict[str, Any] = {
         "model.source": model.source,
@@ -92,5 +92,5 @@ def check_fingerprint(mine: dict[str, Any], theirs: dict[str, Any], path: str) -
         changes = "; ".join(f"{key} was {theirs.get(key)!r} and is {mine.get(key)!r}" for key in keys)
         raise SettingsError(
             f"output.path={path}: was made with other settings: {changes}. "
-            "Name another folder, set these back, or start it over with output.overwrite=true."
+            "Name another folder, restore these settings, or start over with output.overwrite=true."
         )

@@ -1,19 +1,19 @@
-"""How fast a run is, and how long it still takes."""
+"""The speed of a run, and the time it has left."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 
-SETTLED_SECONDS = 180.0  # ... and, at least, the rate that the time left is told by
-MIN_ROWS, MIN_SECONDS = 8, 10.0  # finished and gone by, before a time is named
+SETTLED_SECONDS = 180.0  # the time left is computed from the rate over at least this time
+MIN_ROWS, MIN_SECONDS = 8, 10.0  # finished rows and elapsed time before a time left is given
 
 
 class Pace:
     """Counters over time, and their rates over a window.
 
     Args:
-        window: seconds at least; `share` of the time since the first sample where that is longer.
+        window: seconds. If `share` of the time since the first sample is longer, the window is that long.
     """
 
     def __init__(self, window: float, share: float = 0.0) -> None:
@@ -22,12 +22,12 @@ class Pace:
         self._first: float | None = None
 
     def add(self, now: float, *counters: float) -> tuple[float, ...]:
-        """Note the counters as they are at `now`; returns their rates."""
+        """Add the counters as they are at `now`; returns their rates."""
         self._first = now if self._first is None else self._first
         window = max(self._window, self._share * (now - self._first))
         samples = self._samples
         if len(samples) > 1 and now - samples[-2][0] < window / 200:
-            samples.pop()  # a long window needs no close samples
+            samples.pop()  # a long window needs no dense samples
         samples.append((now, counters))
         while len(samples) > 2 and now - samples[1][0] >= window:
             samples.popleft()
@@ -37,9 +37,9 @@ class Pace:
 
 
 class TimeLeft:
-    """Seconds to the end, from the rate over half of the run, smoothed: it settles down instead of jumping.
+    """Seconds to the end, from the smoothed rate over half of the run, so that the estimate does not jump.
 
-    Rates are smoothed, and not times: a moment without a finished row would make the time left endless.
+    It smooths rates, not times: without a finished row in the window the time left would be infinite.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class TimeLeft:
         self._seen = 0.0
 
     def update(self, now: float, rows: int, remaining: int) -> float | None:
-        """Take in the rows done by now; returns the seconds left, or None while that cannot be told."""
+        """Take in the rows done by now; returns the seconds left, or None while there is too little to estimate from."""
         (rate,) = self._pace.add(now, rows)
         self._started = now if self._started is None else self._started
         elapsed, since = now - self._started, now - self._seen

@@ -64,7 +64,7 @@ def test_a_sample_of_the_differing_rows(two, monkeypatch):
 def test_equal_folders(two):
     result = compare(settings(two, second=str(two / "a")))
     assert (result.same, result.differ, result.failed_both) == (93, 0, 2)
-    assert "There are none" in page(settings(two), result)
+    assert "No answers differ" in page(settings(two), result)
 
 
 def test_the_page(two):

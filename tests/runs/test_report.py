@@ -162,7 +162,7 @@ def test_a_folder_with_nothing_in_it_has_a_page(tmp_path):
     path = write_report(OutputFolder(str(tmp_path)))
     text = Path(path).read_text()
     assert "No rows are written yet" in text
-    assert "No run left a record" in text
+    assert "This folder has no record of a run" in text
 
 
 def test_samples_are_cut_to_a_size():

@@ -1,0 +1,75 @@
+"""The Monitor without Ray: deaths, suspects, totals over processes, pools, and when a run is given up."""
+
+from hfray.batch.monitor import MAX_FAILED_STARTS, Monitor
+from hfray.inference.stats import LoopStats
+from hfray.runs.snapshot import Totals
+
+
+def started(pending: int = 20, pool: str = "") -> Monitor:
+    monitor = Monitor(pending)
+    monitor.starting("w", "n1", 1, pool)
+    monitor.ready("w", 2.5, 8)
+    return monitor
+
+
+def test_a_worker_that_answers():
+    monitor = started()
+    assert monitor.begin("w", "a", ["1", "2"]) == {}
+    assert not monitor.report("w", LoopStats(rows=2, generated_tokens=6, running=2, capacity=8, last_full=5.0))
+    monitor.finish("w", "a")
+    now = monitor.snapshot()
+    assert now.totals == Totals(rows=2, generated_tokens=6)
+    assert (now.running, now.capacity, now.workers, now.workers_ready, now.deaths) == (2, 8, 1, 1, 0)
+    assert {"worker_process", "engine_ready", "first_row", "last_row"} <= now.timeline.keys()
+    assert now.timeline["last_full_step"] == 5.0
+    assert now.per_worker["w"].start_seconds == 2.5
+    assert now.pools == {}
+
+
+def test_rows_in_flight_at_a_death_are_suspect_and_done_again():
+    monitor = started(pending=3)
+    monitor.begin("w", "a", ["1", "2"])
+    monitor.finish("w", "a")
+    monitor.begin("w", "b", ["3"])
+    assert monitor.report("w", LoopStats(rows=3, generated_tokens=9))
+    monitor.died("w", 1)
+    monitor.died("w", 1)  # told twice, counted once
+    monitor.starting("w", "n2", 2)
+    assert monitor.snapshot().deaths == 1
+    assert monitor.snapshot().totals == Totals(rows=2, generated_tokens=9)
+    assert not monitor.report("w", LoopStats())
+    assert monitor.begin("w", "b", ["3"]) == {"3": 1}
+    monitor.finish("w", "b")
+    assert monitor.begin("w", "c", ["3"]) == {}
+
+
+def test_only_the_rows_that_run_alone_are_suspect():
+    monitor = started()
+    monitor.begin("w", "a", ["1", "2"])
+    monitor.run_alone("w", ["2"])
+    monitor.starting("w", "n1", 2)
+    assert monitor.begin("w", "a", ["1", "2"]) == {"2": 1}
+
+
+def test_a_worker_that_dies_while_it_loads():
+    monitor = Monitor(1)
+    for pid in range(MAX_FAILED_STARTS + 1):
+        assert monitor.snapshot().cannot_start is None
+        monitor.starting("w", "n1", pid)
+    assert "3 times in a row (node n1)" in monitor.snapshot().cannot_start
+
+
+def test_a_worker_that_cannot_load_says_why():
+    monitor = Monitor(1)
+    monitor.starting("w", "n1", 1)
+    monitor.failed("w", "no such file")
+    assert monitor.snapshot().cannot_start == "no such file"
+
+
+def test_pools_are_counted_apart():
+    monitor = started(pool="a")
+    monitor.starting("v", "n1", 7, "b")
+    monitor.report("w", LoopStats(rows=4, busy_seconds=1e9))
+    pools = monitor.snapshot().pools
+    assert (pools["a"].workers, pools["a"].workers_ready, pools["a"].rows) == (1, 1, 4)
+    assert (pools["b"].workers, pools["b"].workers_ready, pools["b"].rows, pools["b"].busy_share) == (1, 0, 0, None)
