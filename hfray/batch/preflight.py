@@ -13,7 +13,7 @@ from hfray.config.secrets import to_plain
 from hfray.data import readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
-from hfray.data.parts import open_part
+from hfray.data.parts import drop_failed_rows, open_part
 from hfray.data.records import output_schema
 from hfray.data.scan import scan
 from hfray.data.table import Table
@@ -59,7 +59,7 @@ def prepare(settings: BatchSettings) -> Job:
     run_id = _take_over(settings, output)
     if settings.output.retry_errors:
         for part in output.parts():
-            output.drop_failed_rows(part)
+            drop_failed_rows(output, part)
     done = DoneRows.read(output, by_position=settings.input.id_column is None)
     return Job(settings, table, output, run_id, done)
 

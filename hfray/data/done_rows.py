@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow.compute import ExtractRegexOptions, call_function
 
 from hfray.data.output import OutputFolder
 from hfray.data.parts import open_part
@@ -17,7 +17,7 @@ HASH = np.dtype([("high", ">u8"), ("low", ">u8")])
 
 @dataclass(slots=True)
 class DoneRows:
-    """The ids of finished rows, small: a bitmap per input file where ids are positions, else 128-bit hashes."""
+    """The ids of finished rows, stored compactly: a bitmap per input file for positions, else 128-bit hashes."""
 
     count: int = 0
     failed: int = 0
@@ -26,7 +26,7 @@ class DoneRows:
 
     @classmethod
     def read(cls, output: OutputFolder, by_position: bool) -> DoneRows:
-        """Read the row ids of all finished files."""
+        """Read the row ids of all finished files. Raises SettingsError if a file is damaged."""
         positions: dict[str, list[np.ndarray]] = {}
         hashes: list[np.ndarray] = []
         count = failed = 0
@@ -45,7 +45,7 @@ class DoneRows:
         return cls(count, failed, bitmaps, None if by_position else np.sort(np.concatenate(hashes or [hash_ids([])])))
 
     def drop_from(self, block: pa.Table) -> pa.Table:
-        """The rows of a block that are not done yet."""
+        """The block without the rows that are done."""
         if not self.count:
             return block
         ids = block["row_id"].combine_chunks()
@@ -54,19 +54,19 @@ class DoneRows:
             done = _contains(self.hashes, hash_ids(ids.to_pylist()))
         else:
             start = 0
-            for name, positions in split_positions(ids):  # a block's rows are of one file
+            for name, positions in split_positions(ids):  # a block's rows come from one file
                 done[start : start + len(positions)] = _set_bits(self.bitmaps.get(name), positions)
                 start += len(positions)
         return block.filter(pa.array(~done)) if done.any() else block
 
 
 def split_positions(ids: pa.Array) -> list[tuple[str, np.ndarray]]:
-    """Ids `name:position` as positions by file name, in the order in which the names first come."""
+    """Ids `name:position` as positions grouped by file name, in the order of the names' first occurrence."""
     if not len(ids):
         return []
-    parts = pc.extract_regex(ids, r"^(?P<name>(?s:.*)):(?P<position>\d+)$")
-    names = pc.dictionary_encode(pc.struct_field(parts, "name"))
-    positions = pc.struct_field(parts, "position").cast(pa.int64()).to_numpy(zero_copy_only=False)
+    parts = call_function("extract_regex", [ids], ExtractRegexOptions(r"^(?P<name>(?s:.*)):(?P<position>\d+)$"))
+    names = parts.field("name").dictionary_encode()
+    positions = parts.field("position").cast(pa.int64()).to_numpy(zero_copy_only=False)
     codes = names.indices.to_numpy(zero_copy_only=False)
     return [(name, positions[codes == code]) for code, name in enumerate(names.dictionary.to_pylist())]
 

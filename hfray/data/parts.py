@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import posixpath
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -39,6 +40,20 @@ def open_part(
             f"{key}={output.path}: {part} cannot be read ({error}). If the file is damaged, delete it: the same command "
             "does its rows again."
         ) from error
+
+
+def drop_failed_rows(output: OutputFolder, part: str) -> int:
+    """Rewrite a finished file without its failed rows, so that a run does them again; returns their number."""
+    with open_part(output, part, ["error"]) as parquet:
+        table = parquet.read()
+    good = table.filter(table["error"].is_null())
+    if not good.num_rows:
+        output.drop_part(posixpath.basename(part))
+    elif good.num_rows < table.num_rows:
+        sink = pa.BufferOutputStream()
+        pq.write_table(good, sink, compression="zstd")
+        output.put(posixpath.basename(part), sink.getvalue())
+    return table.num_rows - good.num_rows
 
 
 def _check_columns(schema: pa.Schema, columns: Sequence[str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""Paths and cloud URLs to the filesystems that hold them."""
+"""The filesystem of a local path or a cloud URL."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hfray.urls import URL, absolute
 
 
 def open_filesystem(path: str, key: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem, and path in it, of a local path or a cloud URL.
+    """The filesystem of a local path or a cloud URL, and the path in that filesystem.
 
-    Cloud credentials come from the environment, as each cloud's own tools read them; `AWS_ENDPOINT_URL`, or
-    `?endpoint_override=HOST:PORT&scheme=http` in the URL, names a store of S3's kind that is not Amazon's.
+    Cloud credentials come from the environment, as each cloud's own tools read them. For an S3-compatible store, set
+    `AWS_ENDPOINT_URL`, or add `?endpoint_override=HOST:PORT&scheme=http` to the URL.
 
     Raises:
         SettingsError: an unknown scheme or option; the message names `key`.
@@ -35,5 +35,5 @@ def open_filesystem(path: str, key: str) -> tuple[fs.FileSystem, str]:
 
 @lru_cache(maxsize=64)
 def _connect(scheme: str, authority: str, query: str) -> tuple[fs.FileSystem, str]:
-    """Once for each bucket and process: connecting may ask the cloud for the bucket's region."""
+    """Connect once per bucket and process: connecting may ask the cloud for the bucket's region."""
     return fs.FileSystem.from_uri(f"{scheme}://{authority}/{query}")

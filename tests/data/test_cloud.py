@@ -18,6 +18,7 @@ from hfray.config.secrets import credentials_in
 from hfray.data import readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
+from hfray.data.parts import drop_failed_rows
 from hfray.data.paths import open_filesystem
 from hfray.data.records import output_schema
 from hfray.data.scan import scan
@@ -98,7 +99,7 @@ def test_output_folder(s3, s3_query, spelling, monkeypatch):
     assert folder.read_json("nothing.json") is None
     done = DoneRows.read(folder, by_position=True)
     assert (done.count, done.failed) == (2, 1)
-    assert folder.drop_failed_rows(folder.parts()[0]) == 1
+    assert drop_failed_rows(folder, folder.parts()[0]) == 1
     assert DoneRows.read(folder, by_position=True).count == 1
     folder.write_json("owner.json", {"run_id": "another"})
     with pytest.raises(SupersededError):

@@ -1,0 +1,130 @@
+"""The output folder: files appear complete or not at all, one run owns the folder, and damage is named."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hfray.completion import Completion
+from hfray.data.done_rows import DoneRows
+from hfray.data.output import OutputFolder
+from hfray.data.parts import drop_failed_rows
+from hfray.data.paths import open_filesystem
+from hfray.data.records import RecordRow, answered, python_rows, read_schema
+from hfray.errors import SettingsError, SupersededError, WriteError
+
+
+def rows(ids, error_at=()):
+    schema = read_schema(pa.schema([pa.field("q", pa.string())]))
+    block = pa.table({"q": ids, "row_id": ids, "error": pa.nulls(len(ids), pa.string())}, schema=schema)
+    failed, good = Completion(error="bad"), Completion("text", "stop", 2, 3)
+    return answered(block, ids, [failed if i in error_at else good for i in range(len(ids))])
+
+
+@pytest.fixture
+def output(tmp_path):
+    folder = OutputFolder(str(tmp_path / "out"))
+    folder.prepare()
+    folder.write_json("owner.json", {"run_id": "mine"})
+    return folder
+
+
+def test_a_part_is_counted_and_its_rows_are_done(output):
+    report = output.write_part("part-mine-0.parquet", [rows(["a:0", "a:2"], {1}), rows(["b:9"])], "mine")
+    assert (report.rows, report.failed, report.prompt_tokens, report.generated_tokens) == (3, 1, 4, 6)
+    assert (report.errors, report.finish_reasons) == ({"bad": 1}, {"stop": 2, "error": 1})
+    for by_position in (True, False):
+        done = DoneRows.read(output, by_position)
+        assert (done.count, done.failed) == (3, 1)
+        assert done.drop_from(rows(["a:0", "a:1", "a:2"]))["row_id"].to_pylist() == ["a:1"]
+        assert done.drop_from(rows(["b:8", "b:9", "b:1000"]))["row_id"].to_pylist() == ["b:8", "b:1000"]
+
+
+def test_another_run_in_the_folder_stops_this_one(output):
+    output.write_json("owner.json", {"run_id": "theirs"})
+    with pytest.raises(SupersededError, match=r"another run \(theirs\)"):
+        output.write_part("part-mine-0.parquet", [rows(["a:0"])], "mine")
+    assert output.parts() == []
+
+
+def test_a_failed_write_leaves_no_file(output, monkeypatch):
+    class Full:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def move(self, *_):
+            raise OSError("no space left on device")
+
+    real = output.filesystem
+    monkeypatch.setattr(OutputFolder, "filesystem", Full())
+    monkeypatch.setattr(OutputFolder, "is_local", True)
+    with pytest.raises(WriteError, match=r"part-mine-0\.parquet.*no space left"):
+        output.write_part("part-mine-0.parquet", [rows(["a:0"])], "mine")
+    assert output.parts() == []
+
+
+def test_failed_rows_are_dropped_to_be_done_again(output):
+    output.write_part("part-mine-0.parquet", [rows(["a:0", "a:1"], {1})], "mine")
+    output.write_part("part-mine-1.parquet", [rows(["a:2"], {0})], "mine")
+    assert [drop_failed_rows(output, part) for part in output.parts()] == [1, 1]
+    assert [pq.read_table(part)["row_id"].to_pylist() for part in output.parts()] == [["a:0"]]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(50)])
+def test_a_damaged_part_is_named(output, tmp_path, content):
+    (tmp_path / "out" / "part-x.parquet").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"part-x\.parquet cannot be read.*delete it"):
+        DoneRows.read(output, by_position=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_json_file_is_named(output, tmp_path, content):
+    assert output.read_json("run.json") is None
+    (tmp_path / "out" / "_hfray" / "run.json").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"_hfray/run\.json is damaged.*Delete that file"):
+        output.read_json("run.json")
+
+
+def test_foreign_files_are_seen_and_a_file_as_folder_is_named(output, tmp_path):
+    (tmp_path / "out" / "notes.txt").touch()
+    assert output.foreign_files() == ["notes.txt"]
+    with pytest.raises(SettingsError, match="is not writable"):
+        OutputFolder(str(tmp_path / "out" / "notes.txt")).prepare()
+    output.clear()
+    assert output.foreign_files() == []
+
+
+# --- records ---------------------------------------------------------------------------------------------------
+
+
+def test_one_row_in_one_row_out():
+    with pytest.raises(RuntimeError, match="2 rows in, 1 prompts"):
+        answered(rows(["a", "b"]).select(["q", "row_id", "error"]), ["a"], [Completion()])
+
+
+def test_a_record_alone():
+    row = RecordRow("id").read({"id": 7, "q": "x", "tags": ["a"]})
+    assert (row.row_id, row.values) == ("7", {"id": 7, "q": "x", "tags": ["a"]})
+    out = row.answered("cut \ud83d", Completion("t", "stop", 1, 1), None)
+    assert (out["prompt"], out["generated_text"], out["error"]) == ("cut ?", "t", None)
+    assert row.answered(None, None, "bad")["error"] == "bad"
+    assert RecordRow(None).read({"q": 1}).row_id == "record"
+    with pytest.raises(ValueError, match="name of an output column"):
+        RecordRow(None).read({"prompt": "x"})
+    with pytest.raises(ValueError, match="cannot be a row"):
+        RecordRow(None).read({"q": "\ud83d"})
+
+
+def test_times_beyond_python_are_text():
+    block = pa.table({"x": pa.array([0, 400_000_000_000], pa.timestamp("s")), "n": [{"t": 1}, {"t": 2}]})
+    found = python_rows(block)
+    assert (found[0]["x"].year, found[1]["x"], found[1]["n"]) == (1970, "14645-06-30 15:06:40", {"t": 2})
+    assert len(python_rows(pa.table({"x": pa.array([1], pa.timestamp("s", tz="Mars/X"))}))) == 1
+
+
+def test_filesystems(tmp_path):
+    assert open_filesystem(str(tmp_path), "k")[1] == str(tmp_path)
+    assert open_filesystem("file:///a%20b", "k")[1] == "/a b"
+    with pytest.raises(SettingsError, match="k=what://x"):
+        open_filesystem("what://x", "k")
