@@ -126,6 +126,7 @@ def test_model_is_fetched_once_and_again_when_it_changes(s3, tmp_path, monkeypat
     assert len([line for log in tmp_path.rglob("*.made") for line in log.read_text().splitlines()]) == 2
 
 
+@pytest.mark.ray
 def test_killed_job_goes_on_and_no_secret_is_written(s3, s3_environment):
     put(s3, "job/table.jsonl", questions(120))
     environment = os.environ | s3_environment
