@@ -146,7 +146,7 @@ def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> 
     config["output"] = {"path": str(output), "overwrite": True}
     config = OmegaConf.to_container(OmegaConf.merge(config, changes))
     code = (
-        "import json, sys, time; started = time.time(); from hfray.config.build import BatchSettings, build;"
+        "import json, sys, time; started = time.time(); from hfray.config.batch import BatchSettings; from hfray.config.build import build;"
         "from hfray.batch.job import run_batch; run_batch(build(BatchSettings, json.loads(sys.argv[1])), started)"
     )
     _output([sys.executable, "-c", code, json.dumps(config, default=str)])
