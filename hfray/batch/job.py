@@ -32,10 +32,17 @@ def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
     summary = Summary(output=settings.output.path, timeline={"command": started or time.time()})
     job = prepare(settings)
     summary.timeline["checked"] = time.time()
-    summary.rows, summary.rows_done_before, summary.failed_total = job.table.num_rows, job.done.count, job.done.failed
-    if job.is_complete():
-        summary.message = "all rows are done already; nothing to do"
-        return _finish(summary, job, ran=False)
+    summary.rows, summary.failed_total = job.table.num_rows, job.done.failed
+    summary.rows_done_before = summary.rows - job.pending_rows
+    with job.lease:
+        if not job.pending_rows:
+            summary.message = "all rows are done already; nothing to do"
+            return _finish(summary, job, ran=False)
+        return _run_recorded(job, summary)
+
+
+def _run_recorded(job: Job, summary: Summary) -> Summary:
+    """Run the job while its record is kept up to date, and write the report at the end."""
     try:
         with RunRecorder(job.output, job.run_id, summary) as record:
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from hfray.batch.overlap import check_overlap
 from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
-from hfray.data import readers
+from hfray.data import manifest, readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
 from hfray.data.parts import drop_failed_rows, open_part
@@ -20,7 +19,7 @@ from hfray.data.table import Table
 from hfray.errors import SettingsError
 from hfray.runs.about import ABOUT, About, read_about
 from hfray.runs.fingerprint import check_fingerprint, fingerprint, versions
-from hfray.runs.owner import read_owner, write_owner
+from hfray.runs.lease import Lease, take_over
 from hfray.urls import absolute
 
 READ_ROWS = 65536  # rows per block while looking for a row that is not done
@@ -28,25 +27,22 @@ READ_ROWS = 65536  # rows per block while looking for a row that is not done
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A batch job that passed every check and owns its output folder. Its workers are known once Ray is connected."""
+    """A batch job that passed every check and owns its output folder. Its workers are known once Ray is connected.
+
+    Attributes:
+        pending_rows: rows of the table that this run has to answer.
+    """
 
     settings: BatchSettings
     table: Table
     output: OutputFolder
-    run_id: str
+    lease: Lease
     done: DoneRows
+    pending_rows: int
 
     @property
-    def pending_rows(self) -> int:
-        """Rows that this run has to answer."""
-        return max(0, self.table.num_rows - self.done.count)
-
-    def is_complete(self) -> bool:
-        """Whether every row is done. Reads the table if the counts alone do not decide."""
-        if self.done.count < self.table.num_rows:
-            return False
-        blocks = (block for piece in self.table.slices for block in readers.read(self.table, piece, READ_ROWS))
-        return not any(self.done.drop_from(block).num_rows for block in blocks)
+    def run_id(self) -> str:
+        return self.lease.run_id
 
 
 def prepare(settings: BatchSettings) -> Job:
@@ -56,12 +52,39 @@ def prepare(settings: BatchSettings) -> Job:
         SettingsError: the settings, the input or the output folder cannot be used; nothing was changed.
     """
     table, output = inspect(settings)
-    run_id = _take_over(settings, output)
+    known = {} if settings.output.overwrite else _known_manifest(output)
+    seen = manifest.check_unchanged(table, known)
+    lease = _take_over(settings, output, seen)
     if settings.output.retry_errors:
         for part in output.parts():
             drop_failed_rows(output, part)
     done = DoneRows.read(output, by_position=settings.input.id_column is None)
-    return Job(settings, table, output, run_id, done)
+    return Job(settings, table, output, lease, done, _count_pending(table, done))
+
+
+def _known_manifest(output: OutputFolder) -> dict[str, manifest.FileStamp]:
+    """What earlier runs of this output folder read; nothing, where these runs kept no manifest."""
+    values = output.read_json("input.json")
+    if values is None or not output.parts():
+        return {}
+    try:
+        return manifest.from_json(values)
+    except ValueError as error:
+        raise SettingsError(
+            f"output.path={output.path}: _hfray/input.json is damaged ({error}). Delete that file to resume without "
+            "checking whether the input changed, or start over with output.overwrite=true."
+        ) from error
+
+
+def _count_pending(table: Table, done: DoneRows) -> int:
+    """Rows of the table that are not done. Counts differ if rows are done that the table no longer holds."""
+    rest = table.num_rows - done.count
+    if not done.count or (rest > 0 and table.settings.limit is None and table.settings.id_column is None):
+        return rest
+    ids = table.settings.id_column
+    lean = table.with_columns(table.schema.names[:1] if ids is None else [ids])  # row ids come with any column
+    blocks = (block for piece in lean.slices for block in readers.read(lean, piece, READ_ROWS))
+    return sum(done.drop_from(block).num_rows for block in blocks)
 
 
 def inspect(settings: BatchSettings) -> tuple[Table, OutputFolder]:
@@ -157,29 +180,15 @@ def _check_schema(output: OutputFolder, part: str, table: Table) -> None:
     )
 
 
-def _take_over(settings: BatchSettings, output: OutputFolder) -> str:
-    """Make this run the owner of the folder; returns the id of the run.
-
-    Raises:
-        SettingsError: another run that is alive owns the folder.
-    """
-    owner = read_owner(output)
-    if owner and owner.blocks():
-        raise SettingsError(
-            f"output.path={output.path}: another run (process {owner.pid}) writes to this folder. "
-            "Wait until that run ends, stop it, or name another folder."
-        )
-    output.prepare()
-    if settings.output.overwrite:
-        output.clear()
-        output.prepare()
-    run_id = uuid.uuid4().hex[:8]
-    about = About(run_id, datetime.now(UTC).isoformat(), fingerprint(settings), to_plain(settings), versions())
+def _take_over(settings: BatchSettings, output: OutputFolder, seen: manifest.Manifest) -> Lease:
+    """Make this run the owner of the folder, and record how its rows are made. Raises SettingsError."""
+    lease = take_over(output, settings.output.overwrite)
+    about = About(lease.run_id, datetime.now(UTC).isoformat(), fingerprint(settings), to_plain(settings), versions())
     try:
-        write_owner(output, run_id)
+        output.write_json("input.json", manifest.to_json(seen))
         output.write_json(ABOUT, asdict(about))
     except OSError as error:
         raise SettingsError(
             f"output.path={output.path}: cannot be written ({error}). Free some space, or name another folder."
         ) from error
-    return run_id
+    return lease

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,7 +20,9 @@ from hfray.data.paths import open_filesystem
 from hfray.errors import SettingsError, SupersededError, WriteError
 
 OWN = "_hfray"
-ASIDE = f"{OWN}/writing"
+ASIDE = f"{OWN}/aside"  # where files of `_hfray/` are written before they are renamed
+WRITING = "writing-"  # with a run's id: where its Parquet files are written before they are renamed
+PART = re.compile(r"part-(?P<run_id>\w+)-\d+\.parquet")
 SAMPLES_PER_PART = 5
 ERRORS_KEPT = 20
 
@@ -95,11 +100,9 @@ class OutputFolder:
         return open_filesystem(self.path, "output.path")[1].rstrip("/")
 
     def prepare(self) -> None:
-        """Create the folder, check that it is writable, and delete the temporary files of a killed run."""
+        """Create the folder, and check that it is writable. Raises SettingsError."""
         filesystem, root = self.filesystem, self.root
         try:
-            filesystem.create_dir(f"{root}/{OWN}", recursive=True)
-            filesystem.delete_dir_contents(f"{root}/{ASIDE}", missing_dir_ok=True)
             filesystem.create_dir(f"{root}/{ASIDE}", recursive=True)
             self.write_text("probe", "")
             filesystem.delete_file(f"{root}/{OWN}/probe")
@@ -111,6 +114,50 @@ class OutputFolder:
     def clear(self) -> None:
         """Delete everything in the folder."""
         self.filesystem.delete_dir_contents(self.root, missing_dir_ok=True)
+
+    def claim(self, run_id: str, owner: dict[str, object]) -> None:
+        """Make a run the owner of the folder, and stop all writes of other runs.
+
+        On a disk, a run renames its files out of a folder of its own. Moving that folder away fences the run: a write
+        that was under way fails, even if the run has looked at the owner already. On object storage a late write of a
+        former owner can appear; `drop_unaccepted` deletes it.
+        """
+        former = (self.read_json("owner.json") or {}).get("run_id")
+        self.drop_unaccepted(str(former))
+        if self.is_local:
+            self.filesystem.create_dir(f"{self.root}/{OWN}/{WRITING}{run_id}")
+        self.write_json("owner.json", owner)
+        if self.is_local:
+            self._fence_others(run_id)
+        else:
+            names = [posixpath.basename(part) for part in self.parts()]
+            self.write_json(f"accepted-{run_id}.json", {"parts": names})
+
+    def release(self, run_id: str) -> None:
+        """Clear away what the run `run_id` needed only while it lived."""
+        self.drop_unaccepted(run_id)
+        self.delete_own(f"beat-{run_id}.json")
+        if self.is_local:
+            self.filesystem.delete_dir_contents(f"{self.root}/{OWN}/{WRITING}{run_id}", missing_dir_ok=True)
+
+    def drop_unaccepted(self, run_id: str) -> None:
+        """Delete files that another run wrote after the run `run_id` had become the owner."""
+        accepted = self.read_json(f"accepted-{run_id}.json")
+        if accepted is None:
+            return
+        for part in self.parts():
+            match = PART.fullmatch(posixpath.basename(part))
+            if match and match["run_id"] != run_id and match[0] not in accepted["parts"]:
+                self.filesystem.delete_file(part)
+
+    def _fence_others(self, run_id: str) -> None:
+        root = f"{self.root}/{OWN}"
+        for info in self.filesystem.get_file_info(fs.FileSelector(root)):
+            if info.base_name.startswith(WRITING) and info.base_name != f"{WRITING}{run_id}":
+                fenced = f"{root}/fenced-{info.base_name.removeprefix(WRITING)}"
+                self.filesystem.move(info.path, fenced)
+                self.filesystem.delete_dir(fenced)
+        self.filesystem.delete_dir_contents(f"{root}/writing", missing_dir_ok=True)  # of earlier versions
 
     def parts(self) -> list[str]:
         """Paths of the finished Parquet files. Raises SettingsError if the folder cannot be read."""
@@ -164,35 +211,65 @@ class OutputFolder:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         try:
-            owner = self.read_json("owner.json") or {}
-            if owner.get("run_id") != run_id:
-                raise SupersededError(
-                    f"output.path={self.path}: another run ({owner.get('run_id')}) writes to this folder now. This run stops."
-                )
-            self.put(name, sink.getvalue())
+            self._check_owner(run_id)
+            self.put(name, sink.getvalue(), f"{OWN}/{WRITING}{run_id}")
+        except FileNotFoundError as error:
+            raise SupersededError(
+                f"output.path={self.path}: another run took this folder over, or somebody deleted it. This run stops."
+            ) from error
         except OSError as error:
             raise WriteError(f"output.path={self.path}: {name} cannot be written: {error}") from error
         return PartReport.of(table)
+
+    def _check_owner(self, run_id: str) -> None:
+        owner = self.read_json("owner.json")
+        if owner is None:
+            raise SupersededError(
+                f"output.path={self.path}: the folder was deleted during the run. This run stops; start it again."
+            )
+        if owner.get("run_id") != run_id:
+            raise SupersededError(
+                f"output.path={self.path}: another run ({owner.get('run_id')}) took this folder over. This run stops."
+            )
+
+    def delete_own(self, name: str) -> None:
+        """Delete `_hfray/name`, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(f"{self.root}/{OWN}/{name}")
 
     def drop_part(self, name: str) -> None:
         """Delete the file `name` if it exists."""
         if self.filesystem.get_file_info(f"{self.root}/{name}").is_file:
             self.filesystem.delete_file(f"{self.root}/{name}")
 
-    def put(self, relative: str, content: bytes | pa.Buffer) -> None:
-        """Write a file atomically: by a rename on a disk, as one object in object storage."""
-        filesystem, target = self.filesystem, f"{self.root}/{relative}"
+    def put(self, relative: str, content: bytes | pa.Buffer, aside: str = ASIDE) -> None:
+        """Write a file atomically: flushed and renamed on a disk, one object in object storage."""
+        target = f"{self.root}/{relative}"
         if not self.is_local:
-            with filesystem.open_output_stream(target) as stream:
+            with self.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
             return
-        aside = f"{self.root}/{OWN}/writing/{posixpath.basename(relative)}"
-        filesystem.create_dir(posixpath.dirname(aside), recursive=True)
+        written = f"{self.root}/{aside}/{posixpath.basename(relative)}"
+        if aside == ASIDE:  # the folder of a run's Parquet files must stay away once it is fenced
+            os.makedirs(f"{self.root}/{ASIDE}", exist_ok=True)
         try:
-            with filesystem.open_output_stream(aside) as stream:
-                stream.write(content)
-            filesystem.move(aside, target)
+            with open(written, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # a power cut after the rename must not leave an empty file
+            os.rename(written, target)
+            _sync_folder(posixpath.dirname(target))
         except OSError:
-            if filesystem.get_file_info(aside).is_file:
-                filesystem.delete_file(aside)
+            with contextlib.suppress(OSError):
+                os.unlink(written)
             raise
+
+
+def _sync_folder(path: str) -> None:
+    """Flush the folder's own entries, so that a renamed file is there after a power cut."""
+    with contextlib.suppress(OSError):  # some file systems cannot
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

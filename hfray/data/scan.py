@@ -139,8 +139,7 @@ def _check_ids(table: Table, column: str) -> None:
 
 def _ids(table: Table, column: str) -> Iterator[str]:
     """The ids of all rows."""
-    schema = pa.schema([table.schema.field(column)])
-    lean = Table(replace(table.settings, columns=[column]), table.slices, schema, table.kinds)
+    lean = table.with_columns([column])
     for piece in lean.slices:
         for block in readers.read(lean, piece, BLOCK_ROWS):
             yield from block["row_id"].to_pylist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -48,3 +48,8 @@ class Table:
     def num_rows(self) -> int:
         """The number of rows, after `input.limit`."""
         return sum(piece.rows for piece in self.slices)
+
+    def with_columns(self, columns: list[str]) -> Table:
+        """The same rows with these columns alone."""
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        return Table(replace(self.settings, columns=columns), self.slices, schema, self.kinds)

@@ -16,6 +16,7 @@ class ProcessMark:
 
     Attributes:
         began: its start by the wall clock. A clock that is set moves this time.
+        namespace: the namespace that `pid` counts in. Containers of one host have their own namespaces.
         birth: the host's boot id and the process's start in clock ticks since boot; no clock moves these. None where
             the system has no such values, and in records of older versions.
     """
@@ -24,15 +25,17 @@ class ProcessMark:
     pid: int = 0
     began: float = 0.0
     birth: str | None = None
+    namespace: str | None = None
 
     @classmethod
     def of_this_process(cls) -> ProcessMark:
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), _birth(os.getpid()))
+        began = psutil.Process().create_time()
+        return cls(socket.gethostname(), os.getpid(), began, _birth(os.getpid()), _namespace())
 
     @property
     def is_here(self) -> bool:
-        """Whether the process ran on this host."""
-        return self.host == socket.gethostname()
+        """Whether this process can see that process by its id."""
+        return self.host == socket.gethostname() and self.namespace in (None, _namespace())
 
     def lives(self) -> bool:
         """Whether this very process still lives on this host."""
@@ -46,6 +49,13 @@ class ProcessMark:
             return abs(process.create_time() - self.began) < 1
         except (psutil.Error, ValueError, OverflowError):
             return False
+
+
+def _namespace() -> str | None:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _birth(pid: int) -> str | None:

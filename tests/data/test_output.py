@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +28,7 @@ def rows(ids, error_at=()):
 def output(tmp_path):
     folder = OutputFolder(str(tmp_path / "out"))
     folder.prepare()
-    folder.write_json("owner.json", {"run_id": "mine"})
+    folder.claim("mine", {"run_id": "mine"})
     return folder
 
 
@@ -49,19 +51,14 @@ def test_another_run_in_the_folder_stops_this_one(output):
 
 
 def test_a_failed_write_leaves_no_file(output, monkeypatch):
-    class Full:
-        def __getattr__(self, name):
-            return getattr(real, name)
+    def full(source: str, target: str) -> None:
+        raise OSError("no space left on device")
 
-        def move(self, *_):
-            raise OSError("no space left on device")
-
-    real = output.filesystem
-    monkeypatch.setattr(OutputFolder, "filesystem", Full())
-    monkeypatch.setattr(OutputFolder, "is_local", True)
+    monkeypatch.setattr("hfray.data.output.os.rename", full)
     with pytest.raises(WriteError, match=r"part-mine-0\.parquet.*no space left"):
         output.write_part("part-mine-0.parquet", [rows(["a:0"])], "mine")
     assert output.parts() == []
+    assert not list(pathlib.Path(output.root).glob("_hfray/*/part*"))
 
 
 def test_failed_rows_are_dropped_to_be_done_again(output):

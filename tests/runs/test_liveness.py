@@ -10,7 +10,7 @@ import pytest
 from hfray.data.output import OutputFolder
 from hfray.errors import SettingsError
 from hfray.runs.liveness import ProcessMark
-from hfray.runs.owner import read_owner, write_owner
+from hfray.runs.owner import Owner, read_owner
 from tests.folders import GONE
 
 ME = ProcessMark.of_this_process()
@@ -41,18 +41,15 @@ def test_a_process_that_is_gone_or_a_zombie():
     child.wait()
 
 
-def test_the_owner_blocks_others_only(tmp_path):
+def test_the_owner_is_read_back(tmp_path):
     output = OutputFolder(str(tmp_path))
     assert read_owner(output) is None
     output.prepare()
-    write_owner(output, "aaaa")
+    output.claim("aaaa", dataclasses.asdict(Owner.of_this_run("aaaa")))
     owner = read_owner(output)
-    assert (owner.run_id, owner.lives(), owner.blocks()) == ("aaaa", True, False)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        began = psutil.Process(child.pid).create_time()
-        assert dataclasses.replace(owner, pid=child.pid, began=began, birth=None).blocks()
-        assert not dataclasses.replace(owner, host="elsewhere", pid=child.pid, began=began, birth=None).blocks()
-        child.communicate(b"\n")
+    assert (owner.run_id, owner.is_here, owner.lives()) == ("aaaa", True, True)
+    assert not dataclasses.replace(owner, host="elsewhere").is_here
+    assert not dataclasses.replace(owner, namespace="of another container").is_here
 
 
 @pytest.mark.parametrize("content", ["", "[]", "7", '{"pid": "many"}'])
