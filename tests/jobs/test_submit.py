@@ -15,6 +15,7 @@ import pytest
 
 from tests.processes import Hold
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("aiohttp_cors", reason="`ray job submit` needs the job server: pip install 'ray[default]'")
 

@@ -235,7 +235,7 @@ def test_gpu_and_device_map(tiny_gpt2, llm):
     import torch
 
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"device.index=0: there is no such GPU"):
+        with pytest.raises(ValueError, match=r"device.index=0: no such GPU"):
             load(device=0)
     else:
         assert load(device=0).pipeline.model.device.type == "cuda"

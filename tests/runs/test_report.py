@@ -199,6 +199,7 @@ def test_a_browser_opens_the_page(resumed, tmp_path):
     assert "100 of 100 shown" in dom  # its script ran
 
 
+@pytest.mark.ray
 def test_a_run_that_was_killed_and_resumed(tmp_path):
     """For real: rows in, the driver killed, status, the same command again, status, page."""
     rows = "".join(f'{{"question": "Is {n} even?"}}\n' for n in range(900))
