@@ -64,16 +64,17 @@ def prepare(settings: BatchSettings) -> Job:
 
 def _known_manifest(output: OutputFolder) -> dict[str, manifest.FileStamp]:
     """What earlier runs of this output folder read; nothing, where these runs kept no manifest."""
-    values = output.read_json("input.json")
+    remedy = (
+        "Delete that file to resume without checking whether the input changed, or start over with "
+        "output.overwrite=true"
+    )
+    values = output.read_json("input.json", remedy)
     if values is None or not output.parts():
         return {}
     try:
         return manifest.from_json(values)
     except ValueError as error:
-        raise SettingsError(
-            f"output.path={output.path}: _hfray/input.json is damaged ({error}). Delete that file to resume without "
-            "checking whether the input changed, or start over with output.overwrite=true."
-        ) from error
+        raise output.damaged("input.json", error, remedy) from error
 
 
 def _count_pending(table: Table, done: DoneRows) -> int:

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +24,7 @@ WRITING = "writing-"  # with a run's id: where its Parquet files are written bef
 PART = re.compile(r"part-(?P<run_id>\w+)-\d+\.parquet")
 SAMPLES_PER_PART = 5
 ERRORS_KEPT = 20
+DAMAGED_REMEDY = "Delete that file, or use another output folder"
 
 
 @dataclass(slots=True)
@@ -142,12 +142,16 @@ class OutputFolder:
 
     def drop_unaccepted(self, run_id: str) -> None:
         """Delete files that another run wrote after the run `run_id` had become the owner."""
-        accepted = self.read_json(f"accepted-{run_id}.json")
+        name = f"accepted-{run_id}.json"
+        accepted = self.read_json(name)
         if accepted is None:
             return
+        names = accepted.get("parts")
+        if not isinstance(names, list):
+            raise self.damaged(name, "no list `parts`")
         for part in self.parts():
             match = PART.fullmatch(posixpath.basename(part))
-            if match and match["run_id"] != run_id and match[0] not in accepted["parts"]:
+            if match and match["run_id"] != run_id and match[0] not in names:
                 self.filesystem.delete_file(part)
 
     def _fence_others(self, run_id: str) -> None:
@@ -176,21 +180,32 @@ class OutputFolder:
                 f"output.path={self.path}: cannot be read ({error}). Use a folder that you can read and write."
             ) from error
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in `_hfray/name`; None if the file does not exist. Raises SettingsError if it is damaged."""
+    def read_json(self, name: str, remedy: str = DAMAGED_REMEDY, key: str = "output.path") -> dict[str, object] | None:
+        """The JSON object in `_hfray/name`; None if the file does not exist.
+
+        Args:
+            remedy: what to do about a damaged file, for the message.
+            key: the setting that names the folder, for the message.
+
+        Raises:
+            SettingsError: the file cannot be read, or is not a JSON object.
+        """
         try:
             with self.filesystem.open_input_stream(f"{self.root}/{OWN}/{name}") as file:
                 content = json.loads(file.read())
-            if not isinstance(content, dict):
-                raise ValueError("it is not a JSON object")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise SettingsError(
-                f"output.path={self.path}: {OWN}/{name} is damaged ({error}). "
-                "Delete that file, or use another output folder."
-            ) from error
+            raise self.damaged(name, error, remedy, key) from error
+        if not isinstance(content, dict):
+            raise self.damaged(name, "not a JSON object", remedy, key)
         return content
+
+    def damaged(
+        self, name: str, reason: object, remedy: str = DAMAGED_REMEDY, key: str = "output.path"
+    ) -> SettingsError:
+        """The error that says that `_hfray/name` cannot be used."""
+        return SettingsError(f"{key}={self.path}: {OWN}/{name} cannot be read or is damaged ({reason}). {remedy}.")
 
     def write_json(self, name: str, content: Mapping[str, object]) -> None:
         """Write `_hfray/name`, completely or not at all."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from hfray.data.output import OWN, OutputFolder
-from hfray.errors import SettingsError
+from hfray.data.output import OutputFolder
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ def from_json(kind: type[T], values: object) -> T:
 
 
 @functools.cache
-def _adapter(kind: type[Any]) -> Any:
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -45,26 +46,10 @@ def load(output: OutputFolder, name: str, kind: type[T], remedy: str, key: str =
     Raises:
         SettingsError: the file cannot be read, is not JSON, or is not a `kind`.
     """
-    values = read_json(output, name, remedy, key)
+    values = output.read_json(name, remedy, key)
     if values is None:
         return None
     try:
         return from_json(kind, values)
     except ValueError as error:
-        raise damaged(output, name, error, remedy, key) from error
-
-
-def read_json(output: OutputFolder, name: str, remedy: str, key: str = "output.path") -> object:
-    """The JSON value in `_hfray/name`, or None if there is no such file. Raises SettingsError as `load` does."""
-    try:
-        with output.filesystem.open_input_stream(f"{output.root}/{OWN}/{name}") as file:
-            return json.loads(file.read())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(output, name, error, remedy, key) from error
-
-
-def damaged(output: OutputFolder, name: str, error: Exception, remedy: str, key: str = "output.path") -> SettingsError:
-    """The error that says that `_hfray/name` cannot be used."""
-    return SettingsError(f"{key}={output.path}: {OWN}/{name} cannot be read or is damaged ({error}). {remedy}.")
+        raise output.damaged(name, error, remedy, key) from error

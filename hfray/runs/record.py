@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pyarrow import fs
 
 from hfray.data.output import OWN, OutputFolder
-from hfray.errors import SettingsError
-from hfray.runs.fromjson import damaged, from_json, read_json
+from hfray.runs.fromjson import from_json
 from hfray.runs.liveness import ProcessMark
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 from hfray.runs.summary import RunState, Summary
@@ -141,12 +140,11 @@ def read_runs(output: OutputFolder, key: str = "output.path") -> list[RunRecord]
 
 def _read_run(output: OutputFolder, name: str, key: str) -> RunRecord:
     remedy = "Delete the file: it only describes a run, and the rows are kept"
+    values = output.read_json(name, remedy, key)
     try:
-        run = RunRecord.from_json(read_json(output, name, remedy, key))
-    except SettingsError:
-        raise
+        run = RunRecord.from_json(values)
     except ValueError as error:
-        raise damaged(output, name, error, remedy, key) from error
+        raise output.damaged(name, error, remedy, key) from error
     run.state = state_of(run)
     return run
 

@@ -84,7 +84,7 @@ def test_a_damaged_manifest_is_named(tmp_path):
     write(table, range(3))
     run(settings_for(table, out))
     (out / "_hfray" / "input.json").write_text('{"files": 3}')
-    with pytest.raises(SettingsError, match=r"input\.json is damaged"):
+    with pytest.raises(SettingsError, match=r"input\.json cannot be read or is damaged"):
         prepare(settings_for(table, out))
 
 

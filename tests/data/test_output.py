@@ -79,7 +79,7 @@ def test_a_damaged_part_is_named(output, tmp_path, content):
 def test_a_damaged_json_file_is_named(output, tmp_path, content):
     assert output.read_json("run.json") is None
     (tmp_path / "out" / "_hfray" / "run.json").write_bytes(content)
-    with pytest.raises(SettingsError, match=r"_hfray/run\.json is damaged.*Delete that file"):
+    with pytest.raises(SettingsError, match=r"_hfray/run\.json cannot be read or is damaged.*Delete that file"):
         output.read_json("run.json")
 
 
@@ -125,3 +125,11 @@ def test_filesystems(tmp_path):
     assert open_filesystem("file:///a%20b", "k")[1] == "/a b"
     with pytest.raises(SettingsError, match="k=what://x"):
         open_filesystem("what://x", "k")
+
+
+def test_a_damaged_list_of_accepted_files_is_a_settings_error(tmp_path):
+    output = OutputFolder(str(tmp_path))
+    output.prepare()
+    output.write_json("accepted-aaaa.json", {"parts": "not a list"})
+    with pytest.raises(SettingsError, match=r"output\.path=.*accepted-aaaa\.json.*Delete that file"):
+        output.drop_unaccepted("aaaa")
