@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -103,7 +104,7 @@ def _price(cost: float) -> str:
     return f"{cost:,.2f}" if cost >= 0.1 else f"{cost:.2g}"
 
 
-def _print_examples(console: Console, examples: list[tuple[str | None, str | None]]) -> None:
+def _print_examples(console: Console, examples: Sequence[tuple[object, object]]) -> None:
     for prompt, text in examples:
         console.rule(style="dim")
         console.print(_snippet(prompt), style="dim")
@@ -146,6 +147,6 @@ def _engine_lines(engine: EngineReport) -> list[tuple[str, str]]:
     return lines
 
 
-def _snippet(text: str | None) -> str:
-    flat = " ".join((text or "").split())
+def _snippet(text: object) -> str:
+    flat = " ".join(str(text or "").split())
     return flat if len(flat) <= SNIPPET else flat[: SNIPPET - 1] + "…"

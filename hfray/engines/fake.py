@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 
-from hfray.engines.base import Engine, Request, StepOutput
+from hfray.engines.base import Engine, Request, RequestError, StepOutput
 
 HOLD_POLL_SECONDS = 0.02
 WORDS = "the a model row answer is of and to in it that was for on are as with they at be this from have or".split()
@@ -19,7 +19,7 @@ WORDS = "the a model row answer is of and to in it that was for on are as with t
 class FakeTokenizer:
     """One token per UTF-8 byte; chat messages become `role: content` lines."""
 
-    bos_id = 1
+    bos_id: int | None = 1
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode("utf-8", "surrogatepass"))
@@ -32,19 +32,20 @@ class FakeTokenizer:
 
 
 class FakeEngine(Engine):
-    """Writes words picked by the prompt's checksum and the row's seed, `tokens_per_step` bytes a step.
+    """Writes words chosen by the prompt's checksum and the row's seed, `tokens_per_step` bytes per step.
 
     Args:
         capacity: how many requests run at once.
         context_length: in bytes of prompt and completion.
         tokens_per_step: bytes written per request and step.
         step_seconds: how long each step takes.
-        fail_on, die_on, hang_on, freeze_on: regular expressions on the prompt. A matching row gets an error, ends the
-            process, blocks the step forever, or blocks it with Python's lock held, so that no other thread runs.
-        answer_log: file that gets one line per finished row: the process id. It shows who worked, and which rows ran
-            twice.
-        hold_after, hold_until: after so many finished rows, wait until the file exists. Tests use it to act in the
-            middle of a job, however fast the machine is.
+        fail_on, die_on, hang_on, freeze_on: regular expressions on the prompt. A row that matches gets an error, ends
+            the process, blocks the step forever, or blocks the step while holding Python's lock, so that no other
+            thread runs.
+        answer_log: a file. Each finished row appends a line with the process id. The lines show which process
+            generated how many rows, and whether rows ran twice.
+        hold_after, hold_until: after `hold_after` finished rows, wait until the file `hold_until` exists. Tests use
+            this to act in the middle of a job, however fast the machine is.
     """
 
     def __init__(
@@ -78,6 +79,10 @@ class FakeEngine(Engine):
         self._log = open(answer_log, "ab", buffering=0) if answer_log else None  # noqa: SIM115  open as long as the engine
 
     def add(self, request: Request) -> None:
+        if request.params.logprobs is not None:
+            raise RequestError(
+                f"generation.logprobs={request.params.logprobs}: backend=fake has no model, so it has no log-probabilities"
+            )
         self._waiting.append(request)
 
     def step(self) -> list[StepOutput]:
@@ -131,7 +136,7 @@ class FakeEngine(Engine):
         return None
 
     def _write(self, request: Request) -> bytes:
-        """About `checksum % 40` words, cut at `max_new_tokens` bytes; with ignore_eos, as many as fit."""
+        """4 to 11 words, cut at `max_new_tokens` bytes; with ignore_eos, exactly `max_new_tokens` bytes."""
         number = zlib.crc32(bytes(request.prompt_ids), request.seed)
         count = request.max_new_tokens if request.params.ignore_eos else 4 + number % 8
         words = [WORDS[(number >> (i % 24)) % len(WORDS)] for i in range(count)]

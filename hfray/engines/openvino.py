@@ -13,6 +13,7 @@ import numpy as np
 import openvino
 import openvino_genai as genai
 import psutil
+from openvino_genai.py_openvino_genai import GenerationHandle
 
 from hfray.engines.base import NO_CHAT_TEMPLATE, Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import capacity_for_cache
@@ -28,9 +29,8 @@ class OpenVINOTokenizer:
 
     def __init__(self, folder: Path) -> None:
         check_tokenizer(folder)
-        self.native = genai.Tokenizer(
-            folder, ENABLE_CPU_PINNING=False
-        )  # pinning would bind the calling thread to one core
+        # With pinning, OpenVINO would bind the calling thread to one core.
+        self.native = genai.Tokenizer(folder, ENABLE_CPU_PINNING=False)
         bos = self.native.get_bos_token_id()
         self.bos_id = bos if bos >= 0 else None
         # OpenVINO's Python binding deadlocks if two threads are the first to use a tensor at the same time.
@@ -57,7 +57,7 @@ class _Running:
     """A request in the pipeline."""
 
     request: Request
-    handle: genai.GenerationHandle
+    handle: GenerationHandle
     generated: int = 0
 
 
@@ -118,9 +118,15 @@ class OpenVINOEngine(Engine):
             raise RequestError("generation.num_beams > 1 is not supported by backend=openvino; use transformers")
         if request.params.no_repeat_ngram_size:
             raise RequestError("generation.no_repeat_ngram_size is not supported by backend=openvino; use transformers")
+        if request.params.logprobs:
+            raise RequestError(
+                f"generation.logprobs={request.params.logprobs}: backend=openvino reports the log-probability of the "
+                "generated token only, not those of other likely tokens. Use generation.logprobs=0, or "
+                "backend=transformers"
+            )
         try:
             self._config(request).validate()
-        except RuntimeError as error:  # the pipeline would die of it
+        except RuntimeError as error:  # such parameters would end the pipeline
             raise RequestError(f"OpenVINO GenAI refuses these parameters: {str(error).splitlines()[-1]}") from error
         self._waiting.add(request)
 
@@ -130,7 +136,7 @@ class OpenVINOEngine(Engine):
         self.num_running = self._pipeline.get_metrics().scheduled_requests
         outputs = []
         for request_id, running in list(self._running.items()):
-            output = self._read(request_id, running.handle)
+            output = self._read(running)
             if output is None:
                 continue
             outputs.append(output)
@@ -161,7 +167,7 @@ class OpenVINOEngine(Engine):
         return DEFAULT_TOKENS if values is None else (self._kv_cache_gib << 30) // (4 * values)
 
     def _start(self) -> None:
-        """Hand waiting requests to the pipeline, at most as many as may run at once.
+        """Pass waiting requests to the pipeline, at most as many as may run at once.
 
         The pipeline runs all requests that it has; `max_num_seqs` does not limit them (2026.4).
         """
@@ -172,20 +178,22 @@ class OpenVINOEngine(Engine):
             handle = self._pipeline.add_request(request.id, ids, self._config(request))
             self._running[request.id] = _Running(request, handle)
 
-    def _read(self, request_id: int, handle: genai.GenerationHandle) -> StepOutput | None:
+    def _read(self, running: _Running) -> StepOutput | None:
+        request, handle = running.request, running.handle
         if not handle.can_read():
             if handle.get_status() == genai.GenerationStatus.IGNORED:
                 return StepOutput(
-                    request_id,
+                    request.id,
                     error=f"prompt too long: it does not fit the KV cache of {self._kv_cache_gib} GiB "
                     "(backend.kv_cache_gib)",
                 )
             return None
-        output = StepOutput(request_id)
+        output = StepOutput(request.id)
         while handle.can_read():
             for part in handle.read().values():
                 output.token_ids.extend(part.generated_ids)
-                output.logprobs.extend((logprob, []) for logprob in part.generated_log_probs)
+                if request.params.logprobs is not None:  # GenAI reports zeros if the request does not ask for them
+                    output.logprobs.extend((logprob, []) for logprob in part.generated_log_probs)
                 if part.finish_reason != genai.GenerationFinishReason.NONE:
                     output.finish_reason = "length" if part.finish_reason.name == "LENGTH" else "stop"
         if output.token_ids and output.finish_reason == "stop" and output.token_ids[-1] in self.end_ids:
@@ -218,10 +226,8 @@ class OpenVINOEngine(Engine):
         return config
 
 
-def _row(token_ids: list[int]) -> Any:
-    import numpy
-
-    return numpy.array([token_ids], dtype=numpy.int64)
+def _row(token_ids: list[int]) -> np.ndarray:
+    return np.array([token_ids], dtype=np.int64)
 
 
 def _kv_cache_gib(machine_share: float) -> float:
@@ -245,7 +251,7 @@ class PrefixIndex:
         self._known: OrderedDict[int, None] = OrderedDict()
 
     def add(self, prompt_ids: Sequence[int]) -> int:
-        """Add a prompt. Returns how many of its tokens the cache has from earlier prompts."""
+        """Add a prompt. Returns how many of its tokens the cache already holds from earlier prompts."""
         ids = np.asarray(prompt_ids, dtype=np.int32)
         found, searching, chain = 0, True, 0
         for start in range(0, len(ids) - BLOCK + 1, BLOCK):
@@ -256,4 +262,4 @@ class PrefixIndex:
             self._known.move_to_end(chain)
         while len(self._known) > self._most:
             self._known.popitem(last=False)
-        return min(found, max(0, len(ids) - 1))  # the last token is always computed, for its logits
+        return min(found, max(0, len(ids) - 1))  # the model always computes the last token, for its logits

@@ -44,7 +44,7 @@ class ProcessEngine(Engine):
         self._unfinished: set[int] = set()
         self._adds: list[Request] = []
         self._cancels: list[int] = []
-        self.capacity, self.context_length = self._ask((settings, folder, threads))
+        self.capacity, self.context_length, self.top_logprobs = self._ask((settings, folder, threads))
 
     def add(self, request: Request) -> None:
         self._unfinished.add(request.id)
@@ -112,7 +112,7 @@ def _serve(connection: Connection) -> None:
     except Exception as error:
         connection.send(ValueError(str(error)) if isinstance(error, ValueError) else RuntimeError(repr(error)))
         return
-    connection.send((engine.capacity, engine.context_length))
+    connection.send((engine.capacity, engine.context_length, engine.top_logprobs))
     while True:
         adds, cancels = connection.recv()
         outputs = []

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm import EngineArgs, LLMEngine, SamplingParams
+# Where vLLM is not installed, pyright takes this file for the package `vllm`, hence the two comments for pyright below.
+from vllm import EngineArgs, LLMEngine
 from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.torch.checkpoint import load_tokenizer
 from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import end_token_ids, stored_end_token_ids
 
-# Run in this process, so that a dead engine ends the worker. vLLM reads the variables when it is imported.
+# vLLM runs in this process, so that a dead engine ends the worker. vLLM reads these variables.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -51,7 +52,8 @@ class VLLMEngine(Engine):
         mine = {"model": str(folder), "max_num_seqs": capacity, "trust_remote_code": trust_remote_code}
         self.tokenizer = load_tokenizer(folder, trust_remote_code)
         try:
-            self._vllm: Any = LLMEngine.from_engine_args(EngineArgs(**(fixed | mine | arguments)))
+            engine_args = EngineArgs(**(fixed | mine | arguments))  # pyright: ignore[reportCallIssue]
+            self._vllm: Any = LLMEngine.from_engine_args(engine_args)  # pyright: ignore[reportAttributeAccessIssue]
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"vLLM cannot run model.source={folder} with backend.options={arguments}: {error}"
@@ -108,7 +110,7 @@ class VLLMEngine(Engine):
                 del output.token_ids[-1], output.logprobs[len(output.token_ids) :]
             output.finish_reason = completion.finish_reason
             if completion.finish_reason not in ("stop", "length"):
-                output.error = f"vLLM ended it: {completion.finish_reason}"
+                output.error = f"vLLM ended this request: {completion.finish_reason}"
             self._waiting.observe(running.request, running.generated)
             del self._running[running.request.id]
         return output

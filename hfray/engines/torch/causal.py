@@ -142,15 +142,16 @@ class TransformersEngine(Engine):
     def _decode(self) -> list[StepOutput]:
         if len(self._rows) - self._alive() > len(self._rows) // REFILL_SHARE:
             self._thin_out()
-        alive = [i for i, row in enumerate(self._rows) if row is not None]
+        alive = [(i, row) for i, row in enumerate(self._rows) if row is not None]
         self.num_running = len(alive)
-        if not alive:
+        if self._batch is None or not alive:
             self._batch, self._rows = None, []
             return []
         last = torch.tensor([[row.tokens[-1] if row else 0] for row in self._rows])
         self._batch.extend_mask([row is not None for row in self._rows])
         logits = self._forward(last, self._batch)
-        return self._accept([self._rows[i] for i in alive], logits[torch.tensor(alive, device=logits.device)])
+        index = torch.tensor([i for i, _ in alive], device=logits.device)
+        return self._accept([row for _, row in alive], logits[index])
 
     def _forward(self, ids: torch.Tensor, batch: BatchCache) -> torch.Tensor:
         """Run the model over new positions; returns the last position's logits [rows, vocabulary]."""
@@ -205,7 +206,7 @@ class TransformersEngine(Engine):
         keep = [i for i, row in enumerate(self._rows) if row is not None]
         if len(keep) == len(self._rows):
             return
-        if keep:
+        if self._batch is not None and keep:
             self._batch.keep(keep)
         else:
             self._batch = None

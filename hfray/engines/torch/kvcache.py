@@ -1,19 +1,23 @@
-"""A left-padded KV cache of a batch: it grows in place, and rows join and leave."""
+"""The KV cache of a left-padded batch. The cache grows in place; rows join and leave the batch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-GROW_BY = 64  # positions; growing copies the tensor, and transformers' own layer grows with every token
+GROW_BY = 64  # positions; growing copies the tensors, and transformers' own layer copies them for every token
 
 
 class GrowingLayer(DynamicLayer):
     """One layer's keys and values, as views of buffers with room to grow. Shapes [rows, heads, positions, width]."""
 
-    def __init__(self, *args, **kwargs) -> None:
+    # transformers' class allows None, which this class has only before the first `update`.
+    keys: torch.Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: torch.Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._buffers: list[torch.Tensor] = []
 
@@ -46,36 +50,41 @@ class GrowingLayer(DynamicLayer):
 
 
 class BatchCache:
-    """The cache of a left-padded batch and its attention mask [rows, positions]; all rows end at one position."""
+    """The KV cache of a left-padded batch, and its attention mask [rows, positions]. All rows end at the same position."""
 
     def __init__(self, mask: torch.Tensor) -> None:
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         self.mask = mask
 
-    def extend_mask(self, alive: list[bool]) -> torch.Tensor:
-        """Add one position for the running rows. Finished rows must not run past the model's last position.
+    @property
+    def layers(self) -> list[GrowingLayer]:
+        """The cache's layers; empty before the model's first forward."""
+        return cast(list[GrowingLayer], self.cache.layers)
 
-        Returns the mask.
+    def extend_mask(self, alive: list[bool]) -> torch.Tensor:
+        """Add a position: visible in running rows, masked in finished rows. Returns the mask.
+
+        The model numbers only the visible positions, so finished rows never exceed its last position.
         """
         column = torch.tensor(alive, dtype=self.mask.dtype, device=self.mask.device)[:, None]
         self.mask = torch.cat([self.mask, column], dim=1)
         return self.mask
 
     def keep(self, rows: list[int]) -> None:
-        """Drop all other rows, and padding that no row needs."""
+        """Keep only these rows, and drop padding that none of them needs."""
         index = torch.tensor(rows, device=self.mask.device)
         mask = self.mask.index_select(0, index)
         trim = int(mask.argmax(dim=1).min())
         self.mask = mask[:, trim:]
-        for layer in self.cache.layers:
+        for layer in self.layers:
             states = [layer.keys, layer.values]
             layer.set([s.index_select(0, index.to(s.device))[..., trim:, :] for s in states])
 
     def merge(self, other: BatchCache) -> None:
-        """Append the other batch's rows; pad both on the left to the longer length."""
+        """Append the other batch's rows. Both batches are padded on the left to the greater length."""
         length = max(self.mask.shape[1], other.mask.shape[1])
         self.mask = torch.cat([_pad(m, length, dim=1) for m in (self.mask, other.mask)])
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
             pairs = ((mine.keys, theirs.keys), (mine.values, theirs.values))
             mine.set([torch.cat([_pad(s, length, dim=2) for s in pair]) for pair in pairs])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from transformers import (
@@ -89,7 +90,8 @@ class Sampler:
                 processors.append(MinPLogitsWarper(params.min_p))
         if not processors:
             return logits
-        return processors(torch.tensor([row.ids], device=logits.device), logits[None])[0]
+        ids = cast(torch.LongTensor, torch.tensor([row.ids], device=logits.device))
+        return processors(ids, cast(torch.FloatTensor, logits[None]))[0]
 
     def _draw(self, logits: torch.Tensor, row: Row) -> int:
         if row.generator is None:

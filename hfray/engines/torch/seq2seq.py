@@ -26,7 +26,7 @@ from hfray.models.folder import context_length, read_config
 BATCH_TOKENS = 8192
 UNSET_MAX_LENGTH = 20  # transformers' global default; treated as not set
 OVERRIDES = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
-UNSUPPORTED = ("presence_penalty", "frequency_penalty", "logprobs")
+UNSUPPORTED = ("presence_penalty", "frequency_penalty")
 
 
 class PrefixTokenizer(TransformersTokenizer):
@@ -147,6 +147,8 @@ class Seq2SeqEngine(Engine):
         for name in UNSUPPORTED:
             if getattr(request.params, name):
                 raise RequestError(f"generation.{name} is not supported for sequence-to-sequence models")
+        if request.params.logprobs is not None:
+            raise RequestError("generation.logprobs is not supported for sequence-to-sequence models")
         self._waiting.append(request)
 
     def step(self) -> list[StepOutput]:
