@@ -26,6 +26,11 @@ def without_query(path: str) -> str:
     return path.removesuffix(match["query"] or "") if match else path
 
 
+def without_hash(source: str) -> str:
+    """A model source without the `#sha256=HASH` of its wheel. The hash says where a model is from, not which it is."""
+    return source.partition("#sha256=")[0] if source.startswith("pip:") else source
+
+
 def file_address(root: str, file: str) -> str:
     """The address that `open_filesystem` takes for a file found below `root`.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hfray.urls import absolute, file_address, is_url, without_query
+from hfray.urls import absolute, file_address, is_url, without_hash, without_query
 
 
 def test_urls_and_paths_are_told_apart():
@@ -45,3 +45,8 @@ def test_addresses_of_files_keep_the_options_of_the_root():
     assert file_address(root, "bucket/in/a b.jsonl") == "s3://bucket/in/a%20b.jsonl?endpoint_override=host:1"
     assert file_address("file:///in", "/in/a b") == "/in/a b"
     assert file_address(str(Path("/in")), "/in/a") == "/in/a"
+
+
+def test_only_a_package_has_a_hash():
+    assert without_hash("pip:p==1/a.gguf#sha256=00") == "pip:p==1/a.gguf"
+    assert without_hash("/models/a#sha256=00") == "/models/a#sha256=00"

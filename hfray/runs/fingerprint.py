@@ -8,7 +8,7 @@ from typing import Any
 
 from hfray.config.batch import BatchSettings
 from hfray.errors import SettingsError
-from hfray.urls import absolute
+from hfray.urls import absolute, without_hash
 
 PACKAGES = [
     "ray",
@@ -70,7 +70,7 @@ def _engine(settings: BatchSettings) -> dict[str, Any]:
     """The part of the fingerprint that may differ between pools."""
     backend, model = settings.backend, settings.model
     flat: dict[str, Any] = {
-        "model.source": model.source,
+        "model.source": without_hash(model.source),
         "model.revision": model.revision,
         "model.dtype": model.dtype,
         "model.kwargs": model.kwargs or None,

@@ -18,6 +18,7 @@ from hfray.serve.errors import ApiError, ServerStoppedError
 from hfray.serve.keys import ApiKeys
 from hfray.serve.metrics import ServiceMetrics, exposition
 from hfray.serve.request import Session
+from hfray.urls import without_hash
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -131,5 +132,5 @@ class Service:
 def model_name(source: str) -> str:
     """The name that clients ask for: a hub id unchanged, or the name of the file or folder."""
     if source.startswith("pip:") or source.endswith(".gguf") or "://" in source or source[:1] in ("/", ".", "~"):
-        return PurePosixPath(source.rstrip("/")).name.removesuffix(".gguf")
+        return PurePosixPath(without_hash(source).rstrip("/")).name.removesuffix(".gguf")
     return source

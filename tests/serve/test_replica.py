@@ -81,5 +81,6 @@ def test_metrics_without_a_board_name_the_replica(service):
 def test_model_names():
     assert model_name("bigscience/bloom-1b7") == "bigscience/bloom-1b7"
     assert model_name("pip:p==1/p/Small.gguf") == "Small"
+    assert model_name(f"pip:p==1/p/Small.gguf#sha256={'0' * 64}") == "Small"
     assert model_name("s3://bucket/models/mine/") == "mine"
     assert model_name("/models/mine") == "mine"
