@@ -59,7 +59,7 @@ def prepare(settings: BatchSettings) -> Job:
         for part in output.parts():
             drop_failed_rows(output, part)
     done = DoneRows.read(output, by_position=settings.input.id_column is None)
-    return Job(settings, table, output, lease, done, _count_pending(table, done))
+    return Job(settings, table, output, lease, done, count_pending(table, done))
 
 
 def _known_manifest(output: OutputFolder) -> dict[str, manifest.FileStamp]:
@@ -77,7 +77,7 @@ def _known_manifest(output: OutputFolder) -> dict[str, manifest.FileStamp]:
         raise output.damaged("input.json", error, remedy) from error
 
 
-def _count_pending(table: Table, done: DoneRows) -> int:
+def count_pending(table: Table, done: DoneRows) -> int:
     """Rows of the table that are not done. Counts differ if rows are done that the table no longer holds."""
     rest = table.num_rows - done.count
     if not done.count or (rest > 0 and table.settings.limit is None and table.settings.id_column is None):

@@ -25,14 +25,23 @@ class DoneRows:
     hashes: np.ndarray | None = None
 
     @classmethod
-    def read(cls, output: OutputFolder, by_position: bool) -> DoneRows:
-        """Read the row ids of all finished files. Raises SettingsError if a file is damaged."""
+    def read(cls, output: OutputFolder, by_position: bool, skip_failed: bool = False) -> DoneRows:
+        """Read the row ids of all finished files.
+
+        Args:
+            skip_failed: failed rows are not done.
+
+        Raises:
+            SettingsError: a file is damaged.
+        """
         positions: dict[str, list[np.ndarray]] = {}
         hashes: list[np.ndarray] = []
         count = failed = 0
         for part in output.parts():
             with open_part(output, part, ["row_id", "error"]) as parquet:
                 rows = parquet.read(columns=["row_id", "error"])
+            if skip_failed:
+                rows = rows.filter(rows["error"].is_null())
             ids = rows["row_id"]
             count += len(ids)
             failed += len(ids) - rows["error"].null_count

@@ -25,6 +25,7 @@ PART = re.compile(r"part-(?P<run_id>\w+)-\d+\.parquet")
 SAMPLES_PER_PART = 5
 ERRORS_KEPT = 20
 DAMAGED_REMEDY = "Delete that file, or use another output folder"
+HIDDEN = (".", "_")
 
 
 @dataclass(slots=True)
@@ -112,8 +113,10 @@ class OutputFolder:
             ) from error
 
     def clear(self) -> None:
-        """Delete everything in the folder."""
-        self.filesystem.delete_dir_contents(self.root, missing_dir_ok=True)
+        """Delete every file that hfray made. Hidden files of other tools stay."""
+        for part in self.parts():
+            self.filesystem.delete_file(part)
+        self.filesystem.delete_dir_contents(f"{self.root}/{OWN}", missing_dir_ok=True)
 
     def claim(self, run_id: str, owner: dict[str, object]) -> None:
         """Make a run the owner of the folder, and stop all writes of other runs.
@@ -165,12 +168,18 @@ class OutputFolder:
 
     def parts(self) -> list[str]:
         """Paths of the finished Parquet files. Raises SettingsError if the folder cannot be read."""
-        return sorted(f.path for f in self._entries() if f.is_file and f.path.endswith(".parquet"))
+        files = [info for info in self._entries() if info.is_file and not info.base_name.startswith(HIDDEN)]
+        return sorted(info.path for info in files if info.path.endswith(".parquet"))
 
     def foreign_files(self) -> list[str]:
-        """Names of files and folders that hfray did not create. Raises SettingsError if the folder cannot be read."""
+        """Names of files and folders that hfray did not create. Raises SettingsError if the folder cannot be read.
+
+        Names that begin with "." or "_" do not count (`.DS_Store`, `_SUCCESS`): readers of Parquet folders skip them.
+        """
         names = [posixpath.basename(info.path.rstrip("/")) for info in self._entries()]
-        return sorted(n for n in names if n != OWN and not (n.startswith("part-") and n.endswith(".parquet")))
+        return sorted(
+            n for n in names if not n.startswith(HIDDEN) and not (n.startswith("part-") and n.endswith(".parquet"))
+        )
 
     def _entries(self) -> list[fs.FileInfo]:
         try:

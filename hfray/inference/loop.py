@@ -80,8 +80,7 @@ class EngineLoop:
         try:
             request = self._request(prompt, params, sample)
         except RequestError as error:
-            self.stats.failed_rows += 1
-            return Handle.finished(Completion(error=str(error)))
+            return self.refuse(str(error))
         handle = Handle(self._drop, stream=stream)
         handle.request_id = request.id
         before = request.prompt_ids if self.engine.continues_prompt else []
@@ -90,6 +89,11 @@ class EngineLoop:
         sequence = _Sequence(request, text, [handle], key)
         self._post(lambda: self._add(sequence, handle))
         return handle
+
+    def refuse(self, error: str) -> Handle:
+        """The finished handle of a row that cannot reach the engine. The row counts as failed."""
+        self._post(self._count_refused)
+        return Handle.finished(Completion(error=error))
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> list[Completion]:
         """Complete prompts and wait; completions are in the prompts' order. Raises EngineDiedError."""
@@ -254,6 +258,10 @@ class EngineLoop:
             self._dedup.finish(sequence.key, lean)
             for follower in followers:
                 self._finish_shared(follower, lean)
+
+    def _count_refused(self) -> None:
+        self.stats.rows += 1
+        self.stats.failed_rows += 1
 
     def _finish_shared(self, handle: Handle, completion: Completion) -> None:
         stats = self.stats

@@ -87,7 +87,7 @@ class Worker:
                     raise RequestError(error)
                 prompt = self.prompts.render(row)
             except RequestError as fault:
-                call.handles[i] = Handle.finished(Completion(error=str(fault)))
+                call.handles[i] = self.loop.refuse(str(fault))
                 continue
             call.prompts[i] = prompt.text
             prompts.append((prompt.text, i, prompt))

@@ -5,6 +5,7 @@ Writes nothing except the model cache. The output folder is read, and never crea
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections import Counter
@@ -101,33 +102,35 @@ def make_plan(settings: BatchSettings) -> Plan:
         SettingsError: a run with these settings could not start.
         EngineDiedError: the engine fails on the sample.
     """
-    from hfray.batch.preflight import inspect
+    from hfray.batch.preflight import count_pending, inspect
 
     table, output = inspect(settings)
     done = _done(settings, output)
-    rows = sample(table, done)
-    if not rows.num_rows:
-        return Plan(table.num_rows, done.count, Trial(), settings.cost.per_worker_hour)
-    finished = done.count - (done.failed if settings.output.retry_errors else 0)
-    return Plan(table.num_rows, finished, _try_somewhere(settings, rows), settings.cost.per_worker_hour)
+    pending = count_pending(table, done)
+    trial = _try_somewhere(settings, sample(table, done)) if pending else Trial()
+    return Plan(table.num_rows, table.num_rows - pending, trial, settings.cost.per_worker_hour)
 
 
 def _done(settings: BatchSettings, output: OutputFolder) -> DoneRows:
     if settings.output.overwrite:
         return DoneRows()
-    return DoneRows.read(output, by_position=settings.input.id_column is None)
+    return DoneRows.read(output, settings.input.id_column is None, skip_failed=settings.output.retry_errors)
 
 
 def sample(table: Table, done: DoneRows) -> pa.Table:
-    """A random sample of at most SAMPLE_ROWS pending rows, from blocks spread over the table."""
+    """A random sample of at most SAMPLE_ROWS pending rows, from blocks spread over the table.
+
+    A block without pending rows does not count. If no slice of the spread has pending rows, the other slices are read.
+    """
     generator = np.random.default_rng(0)
-    slices = [table.slices[i] for i in np.unique(np.linspace(0, len(table.slices) - 1, BLOCKS).astype(int))]
-    each, found = -(-BLOCKS // len(slices)), []
-    for piece in slices:
-        for number, block in enumerate(readers.read(table, piece, BLOCK_ROWS)):
-            if number >= each:
-                break
-            found.append(done.drop_from(block))
+    spread = np.unique(np.linspace(0, len(table.slices) - 1, BLOCKS).astype(int)).tolist()
+    others = sorted(set(range(len(table.slices))) - set(spread))
+    each, found = -(-BLOCKS // len(spread)), list[pa.Table]()
+    for number, index in enumerate([*spread, *others]):
+        if number >= len(spread) and found:
+            break
+        left = (done.drop_from(block) for block in readers.read(table, table.slices[index], BLOCK_ROWS))
+        found += itertools.islice((block for block in left if block.num_rows), each)
     rows = pa.concat_tables(found)
     picks = generator.choice(rows.num_rows, size=min(SAMPLE_ROWS, rows.num_rows), replace=False)
     return rows.take(pa.array(picks))

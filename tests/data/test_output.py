@@ -88,8 +88,16 @@ def test_foreign_files_are_seen_and_a_file_as_folder_is_named(output, tmp_path):
     assert output.foreign_files() == ["notes.txt"]
     with pytest.raises(SettingsError, match="is not writable"):
         OutputFolder(str(tmp_path / "out" / "notes.txt")).prepare()
-    output.clear()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "_SUCCESS", "._part-a-00000.parquet", ".git"])
+def test_hidden_files_of_other_tools_do_not_matter_and_stay(output, tmp_path, name):
+    hidden = tmp_path / "out" / name
+    hidden.write_text("x")
     assert output.foreign_files() == []
+    assert output.parts() == []
+    output.clear()
+    assert hidden.exists()
 
 
 # --- records ---------------------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ def test_a_bad_row_fails_alone(worker):
     assert [c.error is None for c in completions] == [True, False, False, False]
     assert "null" in completions[2].error
     assert completions[3].error == "cannot be read"
+    answer(worker, ["another"])  # the loop has counted the earlier rows, too
+    assert (worker.loop.stats.rows, worker.loop.stats.failed_rows) == (5, 3)
 
 
 def test_no_rows_are_no_work(worker):

@@ -42,6 +42,37 @@ def test_what_the_sample_tells(table):
     assert not (table.parent / "out").exists()
 
 
+def folder_of(table, wanted, rows) -> None:
+    """An output folder that holds these rows, made with the settings `wanted`."""
+    from hfray.data.records import output_schema
+    from hfray.data.scan import scan
+    from hfray.runs.fingerprint import fingerprint
+
+    out = table.parent / "out"
+    write_part(out, "aaaa", 0, rows, output_schema(scan(wanted.input).schema))
+    (out / "_hfray" / "run.json").write_text(json.dumps({"fingerprint": fingerprint(wanted)}))
+
+
+@pytest.mark.parametrize(("block_rows", "blocks"), [(8, 4), (8, 1), (512, 1)])
+def test_rows_done_at_the_beginning_leave_a_plan_for_the_rest(table, monkeypatch, block_rows, blocks):
+    monkeypatch.setattr("hfray.tools.plan.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("hfray.tools.plan.BLOCKS", blocks)
+    monkeypatch.setattr("hfray.data.files.SLICE_BYTES", 2000)
+    wanted = settings(table)
+    folder_of(table, wanted, [row(n) | {"question": "q"} for n in range(200)])
+    plan = make_plan(wanted)
+    assert (plan.done, plan.pending) == (200, 104)
+    assert plan.trial.sampled > 0
+
+
+def test_failed_rows_are_planned_again_with_retry_errors(table):
+    wanted = settings(table)
+    folder_of(table, wanted, [row(n, error="no" if n < 5 else None) | {"question": "q"} for n in range(304)])
+    assert make_plan(wanted).pending == 0
+    again = make_plan(settings(table, "output.retry_errors=true"))
+    assert (again.done, again.pending, again.trial.sampled) == (299, 5, 5)
+
+
 def test_done_rows_are_neither_sampled_nor_counted(table):
     from hfray.runs.fingerprint import fingerprint
 
