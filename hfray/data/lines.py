@@ -15,6 +15,7 @@ from hfray.data.blocks import BlockBuilder
 from hfray.data.jsontypes import JsonValue
 from hfray.data.table import FileScan, Slice, Table
 
+TEXT_COLUMN = "text"
 BOM = b"\xef\xbb\xbf"
 MAX_DEPTH = 500  # of nested lists and objects in a row; Python's json functions fail at about 1000
 LONG_NUMBER = re.compile(rb"\d{19}")  # orjson would turn integers beyond 64 bits into floats
@@ -34,7 +35,7 @@ def scan_jsonl(whole: Slice) -> FileScan:
 
 def scan_text(whole: Slice) -> FileScan:
     """Slices, and the one column `text`."""
-    return FileScan(_slices(whole, None), pa.schema([pa.field("text", pa.string())]))
+    return FileScan(_slices(whole, None), pa.schema([pa.field(TEXT_COLUMN, pa.string())]))
 
 
 def _slices(whole: Slice, look: Callable[[bytes], None] | None) -> list[Slice]:
@@ -78,7 +79,8 @@ def read_text(table: Table, piece: Slice, rows_per_block: int) -> Iterator[pa.Ta
 
     def parse(line: bytes) -> tuple[Sequence[JsonValue], str | None]:
         try:
-            return [line.decode().rstrip("\r\n")] * len(table.schema), None
+            text = line.decode().rstrip("\r\n")
+            return [text if name == TEXT_COLUMN else None for name in table.schema.names], None
         except UnicodeDecodeError as error:
             return [None] * len(table.schema), f"is not UTF-8 ({error.reason})"
 

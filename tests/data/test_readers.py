@@ -116,6 +116,13 @@ def test_brackets_inside_strings_are_no_nesting():
     assert lines.parse_json(b'{"x": "' + rb"\"" + b"[" * 600 + b'"}') == ({"x": '"' + "[" * 600}, None)
 
 
+def test_a_text_file_beside_another_format_fills_its_own_column_only(tmp_path):
+    (tmp_path / "a.csv").write_text("x\none\n")
+    (tmp_path / "b.txt").write_text("two\n")
+    rows = read(tmp_path)
+    assert (values(rows), values(rows, "text")) == (["one", None], [None, "two"])
+
+
 # --- CSV -------------------------------------------------------------------------------------------------------
 
 
