@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,12 @@ from hfray.runs.summary import RunState, Summary
 
 if TYPE_CHECKING:
     from hfray.cluster.pools import Pool
+
+# Errors of Ray which only say that a function failed.
+SAY_NOTHING = ("UserCodeException", "RayDataUserCodeException", "SystemException")
+# Ray Data appends its advice to the first argument of every error, or adds it as an argument.
+ADVICE = r"Failed to (?:(?!Failed to )[^\n])* after \d+/\d+ attempts \(total backoff .*?believe this to be transient\."
+RAY_ADVICE = re.compile(rf"[:,] '{ADVICE}'|(\s|\\n)*{ADVICE}", re.DOTALL)
 
 
 def run_batch(settings: BatchSettings, started: float | None = None) -> Summary:
@@ -153,15 +160,20 @@ def _finish(summary: Summary, job: Job, ran: bool = True) -> Summary:
 
 
 def explain(error: BaseException) -> str:
-    """The root cause below Ray's layers of errors, without their tracebacks."""
+    """The root cause below Ray's layers of errors, without Ray's tracebacks and advice."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while isinstance(cause, BaseException) and cause not in chain:
         chain.append(cause)
         cause = getattr(cause, "cause", None) or cause.__cause__
     for cause in reversed(chain):
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        if not lines or type(cause).__module__.startswith("ray.data"):
-            continue  # Ray Data's own errors only say that a function failed
-        return lines[-1] if "Traceback" in str(cause) or "died because" in lines[0] else " ".join(lines)
+        if type(cause).__name__ in SAY_NOTHING:
+            continue
+        text = RAY_ADVICE.sub("", str(cause))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not lines:
+            return type(cause).__name__
+        if type(cause).__name__.startswith("RayTaskError"):  # a traceback, which begins with the root cause
+            return text.split("\n\nThe above exception was the direct cause")[0].splitlines()[-1].strip()
+        return lines[-1] if "Traceback" in text or "died because" in lines[0] else " ".join(lines)
     return str(chain[0]) or type(chain[0]).__name__
