@@ -27,6 +27,7 @@ from hfray.engines.capacity import capacity_of
 
 BLOCKS_PER_WORKER = 64  # so that all workers finish at about the same time, and a crash costs a small share of the work
 MIN_BLOCK, MAX_BLOCK = 16, 1024  # rows
+MAX_BLOCK_BYTES = 32 << 20  # of input, by the mean size of a row in the slice with the largest rows
 MIN_IN_FLIGHT = 192  # fewest rows in a worker; a row keeps its place until its whole block is finished
 IN_FLIGHT = 2.5  # rows in a worker per row that its engine runs at once, so that the engine never waits for a block
 MAX_CALLS = 32  # blocks in a worker
@@ -156,7 +157,9 @@ def rows_per_block(job: Job, pools: Sequence[Pool[BatchSettings]]) -> int:
     workers = sum(pool.workers.bounds[1] for pool in pools)
     share = math.ceil(max(1, job.pending_rows) / (workers * BLOCKS_PER_WORKER))
     largest = MAX_BLOCK if len(pools) == 1 else dispatcher.MAX_BLOCK
-    return job.settings.rows_per_block or min(max(share, MIN_BLOCK), largest)
+    rows = job.settings.rows_per_block or min(max(share, MIN_BLOCK), largest)
+    row_bytes = max((piece.row_bytes for piece in job.table.slices), default=0)
+    return max(1, min(rows, MAX_BLOCK_BYTES // max(1, row_bytes)))
 
 
 def read_pending(

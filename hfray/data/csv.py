@@ -37,9 +37,12 @@ def scan(whole: Slice) -> FileScan:
         if header is None:
             return FileScan([])
         _check_header(header, whole.uri)
-        count = sum(1 for _ in rows)
+        count = characters = 0
+        for row in rows:
+            count += 1
+            characters += sum(map(len, row.fields))
     schema = pa.schema([pa.field(name, pa.string()) for name in header.fields])
-    return FileScan([replace(whole, rows=count)] if count else [], schema)
+    return FileScan([replace(whole, rows=count, row_bytes=characters // max(1, count))] if count else [], schema)
 
 
 def _check_header(header: Record, uri: str) -> None:

@@ -47,10 +47,15 @@ def _slices(whole: Slice, look: Callable[[bytes], None] | None) -> list[Slice]:
     can_seek = not files.is_compressed(whole.uri)
     slices: list[Slice] = []
     rows, first, start, offset, position = 0, 0, 0, 0, 0
+
+    def piece() -> Slice:
+        size = (offset - start) // max(1, rows)
+        return replace(whole, rows=rows, first_position=first, offset=start, row_bytes=size)
+
     with files.open_file(whole.uri) as file:
         for line in file:
             if can_seek and offset - start >= files.SLICE_BYTES:
-                slices.append(replace(whole, rows=rows, first_position=first, offset=start))
+                slices.append(piece())
                 rows, first, start = 0, position, offset
             offset += len(line)
             position += 1
@@ -59,7 +64,7 @@ def _slices(whole: Slice, look: Callable[[bytes], None] | None) -> list[Slice]:
             rows += 1
             if look is not None:
                 look(line)
-    slices.append(replace(whole, rows=rows, first_position=first, offset=start))
+    slices.append(piece())
     return [piece for piece in slices if piece.rows]
 
 

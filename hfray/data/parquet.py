@@ -26,7 +26,10 @@ def scan(whole: Slice) -> FileScan:
             size += parquet.metadata.row_group(group).total_byte_size
             if size >= files.SLICE_BYTES or group == parquet.num_row_groups - 1:
                 rows = sum(parquet.metadata.row_group(g).num_rows for g in pending)
-                slices.append(replace(whole, rows=rows, first_position=position, row_groups=tuple(pending)))
+                mean = size // max(1, rows)
+                slices.append(
+                    replace(whole, rows=rows, first_position=position, row_groups=tuple(pending), row_bytes=mean)
+                )
                 position, size, pending = position + rows, 0, []
         fields = [pa.field(field.name, _plain(field.type)) for field in parquet.schema_arrow]
     return FileScan([piece for piece in slices if piece.rows], pa.schema(fields))

@@ -24,6 +24,7 @@ class Slice:
     first_position: int = 0
     offset: int = 0
     row_groups: tuple[int, ...] = ()
+    row_bytes: int = 0  # mean size of a row
 
 
 @dataclass(slots=True)
