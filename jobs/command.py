@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import yaml
 
+from hfray import interrupts
 from hfray.config.build import build
 from hfray.config.compose import Composed, compose, config_folder
 from hfray.errors import ExitCode, SettingsError
@@ -37,8 +37,8 @@ def settings_of(kind: type[T], doc: str | None, argv: Sequence[str] | None = Non
 
 
 def run(main: Callable[[], int]) -> None:
-    """Call a command's main and exit with its code; SIGTERM (`ray job stop`) counts as Ctrl-C."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Call a command's main and exit with its code; SIGTERM (`ray job stop`) and SIGHUP count as Ctrl-C."""
+    interrupts.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: an ASCII terminal must not end the command
     try:
@@ -67,7 +67,3 @@ def _parser(root: str, doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="conf=PRESET, group=choice, key=value")
     parser.add_argument("--cfg", action="store_true", help="print the composed settings and exit")
     return parser
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import ray
 
+from hfray import interrupts
+
 TICK_SECONDS = 0.5  # longest time between two looks at the state of the run
 QUEUE_BLOCKS = 64
 
@@ -72,11 +74,12 @@ def streaming(dataset: ray.data.Dataset) -> Iterator[BlockStream]:
     try:
         yield BlockStream(items)
     finally:
-        executor.shutdown(force=True)
-        executor.join(timeout=60)
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                items.get(timeout=0.01)
+        with interrupts.deferred():
+            executor.shutdown(force=True)
+            executor.join(timeout=60)
+            while thread.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    items.get(timeout=0.01)
 
 
 def _pump(bundles: Iterable[Any], items: queue.Queue[Block | BaseException | None]) -> None:

@@ -16,6 +16,7 @@ import ray
 from ray.data import ExecutionResources
 from ray.exceptions import RayActorError
 
+from hfray import interrupts
 from hfray.batch.dataset import TICK_SECONDS, Block, BlockStream, streaming
 from hfray.batch.pool_worker import MAX_CALLS, PoolWorker
 from hfray.batch.scheduler import Assignment, Scheduler, WorkerSlot
@@ -62,7 +63,8 @@ def answering(
             dispatcher.start_workers()
             yield dispatcher
         finally:
-            dispatcher.stop_workers()
+            with interrupts.deferred():
+                dispatcher.stop_workers()
 
 
 @contextlib.contextmanager

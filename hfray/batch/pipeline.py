@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from hfray import interrupts
 from hfray.batch import dispatcher
 from hfray.batch.dataset import QUEUE_BLOCKS, TICK_SECONDS, Block, BlockStream, streaming
 from hfray.batch.preflight import Job
@@ -73,8 +74,9 @@ def run_pipeline(
                 on_tick(writer.poll())
                 source.requeue(writer.take_lost())
         finally:
-            writer.flush()
-            report = writer.wait()
+            with interrupts.deferred():
+                writer.flush()
+                report = writer.wait()
     on_tick(report)
     return report
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from hfray import interrupts
 from hfray.config.batch import BatchSettings
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
@@ -52,12 +53,23 @@ def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
             os.environ.setdefault(key, value)
     import ray
 
+    try:
+        with interrupts.deferred():  # an interrupted `ray.init` leaves processes that nobody stops
+            _start(ray, settings)
+        yield ray
+    finally:
+        with interrupts.deferred():
+            ray.shutdown()
+
+
+def _start(ray: Any, settings: BatchSettings | ServeSettings) -> None:
+    """Call `ray.init`. Raises SettingsError if the address cannot be reached."""
     level = logging.INFO if settings.verbose else logging.ERROR
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
     address = settings.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        with _signals_kept(), contextlib.nullcontext() if settings.verbose else _stderr_closed():
+        with _signals_kept(ray), contextlib.nullcontext() if settings.verbose else _stderr_closed():
             ray.init(
                 address,
                 include_dashboard=False if is_local(settings) else None,
@@ -69,19 +81,28 @@ def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
             f"ray.address={address}: cannot be reached ({str(error).splitlines()[0]}). Check the address; a cluster with "
             "token authentication needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
         ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Restore our handler of SIGTERM: `ray.init` installs one that ends the process with a stack dump."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread() and before is not None:
-        signal.signal(signal.SIGTERM, before)
+def _signals_kept(ray: Any) -> Iterator[None]:
+    """Keep our signal handlers, and start Ray's processes with SIGHUP blocked.
+
+    `ray.init` installs handlers of SIGTERM that end this process at once: two in Python, and later one in C++, which
+    this function replaces again at the end. A closed terminal sends SIGHUP to all processes of the command, and Ray's
+    processes must live until the answers are written.
+    """
+    utils, in_main = ray._private.utils, threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    install, blocked = utils.set_sigterm_handler, signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
+        for number, handler in handlers.items():
+            if in_main and handler is not None:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hfray import interrupts
 from hfray.config.compose import config_folder
 from hfray.errors import SettingsError
 from hfray.runs.status import StatusSettings
@@ -21,10 +22,11 @@ from tests.conftest import run_job
 
 
 @pytest.fixture
-def keep_sigterm():
-    before = signal.getsignal(signal.SIGTERM)
+def keep_signals():
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def raises(error: BaseException):
@@ -42,17 +44,19 @@ def raises(error: BaseException):
         (raises(SettingsError("input.path=x: no such file.")), 2, "error: input.path=x: no such file.\n"),
         (raises(RuntimeError("the engine died")), 1, "error: the engine died\n"),
         (raises(KeyboardInterrupt()), 130, "interrupted\n"),
+        (lambda: os.kill(os.getpid(), signal.SIGINT) or 0, 130, "interrupted\n"),
         (lambda: os.kill(os.getpid(), signal.SIGTERM) or 0, 130, "interrupted\n"),
+        (lambda: os.kill(os.getpid(), signal.SIGHUP) or 0, 130, "interrupted\n"),
     ],
 )
-def test_exit_codes(command, code, message, capsys, keep_sigterm):
+def test_exit_codes(command, code, message, capsys, keep_signals):
     with pytest.raises(SystemExit) as ended:
         run(command)
     assert ended.value.code == code
     assert capsys.readouterr().err == message
 
 
-def test_a_mistake_of_the_program_keeps_its_traceback(keep_sigterm):
+def test_a_mistake_of_the_program_keeps_its_traceback(keep_signals):
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
 
