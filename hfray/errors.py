@@ -22,7 +22,7 @@ class EngineDiedError(RuntimeError):
 
 
 class RequestError(ValueError):
-    """A request is at fault (its prompt is too long, empty or not text): it becomes an error row; the worker lives on."""
+    """A request is at fault (its prompt is too long, empty or not text): it becomes an error row; the worker continues."""
 
 
 class WriteError(RuntimeError):

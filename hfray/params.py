@@ -112,7 +112,7 @@ class GenerationParams:
 
     @property
     def sampling(self) -> bool:
-        """Whether tokens are sampled; temperature 0 is greedy, whatever `do_sample` is."""
+        """Whether tokens are sampled; temperature 0 is greedy even with `do_sample=True`."""
         if self.temperature == 0:
             return False
         return bool(self.temperature) if self.do_sample is None else self.do_sample

@@ -21,7 +21,7 @@ def main() -> None:
         print(f"error: {name}: there is no such command.\n\n{_usage()}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"hfray {name}", *words]
-    sys.path.insert(0, os.getcwd())  # as `python -m` does, for prompt._target_ in a module of the user's own
+    sys.path.insert(0, os.getcwd())  # as `python -m` does, for prompt._target_ in the user's module
     run(importlib.import_module(f"jobs.{name}").main)
 
 

@@ -19,7 +19,7 @@ Answer = Callable[[Sequence[str], Sequence[Row], Sequence[str | None]], Awaitabl
 ReportAlone = Callable[[Sequence[str]], Awaitable[object]]
 
 FATAL_DEATHS = 4
-ISOLATED_FROM = 2  # deaths from which on a row runs in a group of its own kind
+ISOLATED_FROM = 2  # a row that was at this many deaths runs in a group of suspects
 GROUP_SIZES = {2: 8, 3: 1}  # rows in a group, by deaths
 
 
@@ -85,7 +85,7 @@ def culprit_error(deaths: int) -> str | None:
     """The error of a row that killed its worker while it ran alone, None for any other row."""
     if deaths < FATAL_DEATHS:
         return None
-    return f"this row ended its worker's process again and again ({deaths} times, the last time running alone)"
+    return f"this row ended its worker's process {deaths} times, the last time while it ran alone"
 
 
 class Gate:

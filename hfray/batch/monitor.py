@@ -14,7 +14,7 @@ MAX_FAILED_STARTS = 3  # of one worker, in a row; then the run ends
 
 @dataclass(slots=True)
 class WorkerState:
-    """A worker over all its processes. `base`, `ready_seconds` belong to the dead ones, `stats` to the current one."""
+    """A worker. `base` and `ready_seconds` cover its dead processes, `stats` covers its current process."""
 
     pool: str = ""
     node: str = ""

@@ -63,7 +63,7 @@ def prepare(settings: BatchSettings) -> Job:
 
 
 def _known_manifest(output: OutputFolder) -> dict[str, manifest.FileStamp]:
-    """What earlier runs of this output folder read; nothing, where these runs kept no manifest."""
+    """What earlier runs of this output folder read; empty if these runs kept no manifest."""
     remedy = (
         "Delete that file to resume without checking whether the input changed, or start over with "
         "output.overwrite=true"
@@ -104,7 +104,7 @@ def inspect(settings: BatchSettings) -> tuple[Table, OutputFolder]:
     for name in variables:
         if name not in table.schema.names:
             raise SettingsError(
-                f"prompt.template={settings.prompt.template!r}: {{{name}}} is no column of the input. "
+                f"prompt.template={settings.prompt.template!r}: {{{name}}} is not a column of the input. "
                 f"Columns: {', '.join(table.schema.names)}. Rename it in the template, or add the column."
             )
     output = OutputFolder(absolute(settings.output.path))

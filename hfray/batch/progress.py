@@ -1,4 +1,4 @@
-"""Progress of a run: two live lines on a terminal, or a plain line every so often in a log."""
+"""Progress of a run: two live lines on a terminal, or a plain line every 10 to 60 s in a log."""
 
 from __future__ import annotations
 

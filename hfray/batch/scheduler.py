@@ -1,4 +1,4 @@
-"""The bookkeeping of the pools' dispatcher: which worker has which block. No Ray calls, no I/O, no clock of its own.
+"""The bookkeeping of the pools' dispatcher: which worker has which block. No Ray calls, no I/O, no clock.
 
 A worker process is STARTING until it reports that it is ready, then IDLE while it has no block and BUSY while it has
 some. When a process dies, its blocks go back to the front of the queue, and its worker is STARTING again, because Ray
@@ -98,7 +98,7 @@ class Scheduler(Generic[B]):
         self.queued.extend(blocks)
 
     def requeue(self, blocks: Iterable[B]) -> None:
-        """Queue blocks whose answer was lost; workers get these first."""
+        """Queue blocks with lost answers; workers get these first."""
         self.queued.extendleft(blocks)
 
     def dispatch(self, now: float) -> list[Assignment[B]]:
@@ -137,7 +137,7 @@ class Scheduler(Generic[B]):
     # --- workers -----------------------------------------------------------------------------------------------
 
     def add_worker(self, name: str, pool: str) -> WorkerSlot[B]:
-        """A worker whose first process is starting."""
+        """Add a worker; its first process is starting."""
         worker: WorkerSlot[B] = WorkerSlot(name, pool)
         self.workers.append(worker)
         return worker
@@ -145,8 +145,8 @@ class Scheduler(Generic[B]):
     def grant(self, worker: WorkerSlot[B], pid: int, credits: int) -> None:
         """A worker process is ready to take `credits` blocks."""
         if worker.pid and pid != worker.pid:
-            # The process before died while it had no block, so that no call failed. What is on its way goes to the
-            # new process.
+            # The previous process died while it had no block, so no call failed. The blocks in transit go to the new
+            # process.
             worker.sent_rows = sum(block.num_rows for block in worker.blocks)
         worker.pid, worker.credits = pid, credits
 

@@ -1,10 +1,11 @@
-"""Watches a run: shows and records how far it is, stops it when it cannot succeed, and sums up what the engines did."""
+"""Watches a run: shows and records its progress, stops it when it cannot succeed, and sums up what the engines did."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from hfray.config.batch import BatchSettings
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hfray.batch.progress import RunProgress
     from hfray.cluster.pools import Pool
 
-ALL_FAILED_ROWS = 200  # if so many rows are written and all of them failed, the run stops at once
+ALL_FAILED_ROWS = 200  # written rows; if all of them failed, the run stops at once
 LAST_SNAPSHOT_SECONDS = 5.0
 
 
@@ -120,19 +121,11 @@ def engine_report(snapshot: Snapshot, pools: Sequence[Pool[BatchSettings]], time
 
 
 def _pool_report(pool: Pool[BatchSettings], counts: dict[str, PoolCounts]) -> PoolReport:
-    """What a pool was and did; zeros if none of its workers started."""
+    """The engine and the counters of a pool; zeros if none of its workers started."""
     done = counts.get(pool.name, PoolCounts())
     rate = done.workers * done.generated_tokens / done.ready_seconds if done.ready_seconds else None
     return PoolReport(
-        workers=done.workers,
-        deaths=done.deaths,
-        rows=done.rows,
-        failed_rows=done.failed_rows,
-        prompt_tokens=done.prompt_tokens,
-        generated_tokens=done.generated_tokens,
-        busy_seconds=done.busy_seconds,
-        ready_seconds=done.ready_seconds,
-        busy_share=done.busy_share,
+        **asdict(done),
         backend=pool.settings.backend.name,
         model=pool.settings.model.source,
         generated_tokens_per_second=rate,

@@ -50,7 +50,7 @@ class Watchdog:
         self._step_timeout, self._end_process = step_timeout, end_process
 
     def start(self) -> None:
-        """Watch from two threads of their own until the process ends."""
+        """Watch from two threads until the process ends."""
         threading.Thread(target=self._watch, daemon=True).start()
         threading.Thread(target=_end_if_frozen, args=(self._step_timeout + FREEZE_MARGIN,), daemon=True).start()
 

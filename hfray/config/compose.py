@@ -63,7 +63,7 @@ def compose(kind: type[Composed], overrides: Sequence[str]) -> dict[str, object]
     """Compose the conf/ file of a settings class with `overrides`; returns plain values, not checked yet.
 
     The value of a key that takes text is the text as typed; see `hfray.config.overrides`. A key that no class declares
-    gets through to `build`, which knows what may stand in its place.
+    passes through to `build`, which reports the keys that exist.
 
     Raises:
         SettingsError: an unknown group or choice, a value that cannot be parsed, or a required key without a value.
@@ -124,7 +124,7 @@ def _move_target(prompt: dict[str, object]) -> None:
 
 
 def _check_pool_keys(overrides: Sequence[str]) -> None:
-    """Refuse `workers.KEY=...` beside a list of pools: the key must stand inside a pool. Raises SettingsError."""
+    """Refuse `workers.KEY=...` beside a list of pools: the key belongs inside a pool. Raises SettingsError."""
     single = next((override for override in overrides if override.lstrip("+~").startswith("workers.")), None)
     if single and any(LIST_OF_POOLS.match(override) for override in overrides):
         inside = single.lstrip("+~").removeprefix("workers.").replace("=", ": ", 1)

@@ -18,7 +18,7 @@ class Place:
     Attributes:
         key: how a user writes it, as in `workers[1].backend.options`.
         section: the name of the nearest field that is a settings dataclass; its class begins its messages with it.
-        siblings: the keys that stand beside `key`; empty where any key may stand.
+        siblings: the keys of the same section; empty if the section takes any key.
     """
 
     key: str
@@ -43,7 +43,7 @@ def locate(kind: type, location: Sequence[str | int]) -> Place:
     """Follow the location of a pydantic error through the declared types of `kind`.
 
     A location has one part for every field, list index and mapping key; where the declared type is a union, one more
-    part names the member of the union, which is no part of the user's key.
+    part names the member of the union, which is not a part of the user's key.
     """
     hint: object = kind
     place = Place("")

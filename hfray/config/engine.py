@@ -116,7 +116,7 @@ class DeviceSettings:
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether an engine needs a CUDA GPU from Ray; an Intel GPU under OpenVINO (`name`) is none."""
+        """Whether an engine needs a CUDA GPU from Ray; an Intel GPU under OpenVINO (`name`) does not count."""
         return self.map not in (None, "cpu") or (self.index is not None and self.index >= 0)
 
 

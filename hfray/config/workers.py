@@ -67,7 +67,7 @@ class PoolSettings(WorkerSettings):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RaySettings:
-    """Where Ray runs: an address, "auto" for the cluster of this machine, "local" for a Ray of the job's own."""
+    """Where Ray runs: an address, "auto" for the cluster of this machine, "local" for a Ray that the job starts."""
 
     address: str | None = None
 
@@ -80,7 +80,7 @@ Workers = Annotated[
 
 
 def keyword_values(given: object) -> dict[str, object]:
-    """The values that pydantic hands to a `before` validator of a dataclass, as a dictionary of its own."""
+    """The values that pydantic passes to a `before` validator of a dataclass, as a new dictionary."""
     values = given.kwargs if isinstance(given, ArgsKwargs) else given
     return {**values} if isinstance(values, dict) else {}
 

@@ -1,4 +1,4 @@
-"""What the input was: size, modification time and a sample hash of every file, to notice changes between runs."""
+"""Size, modification time and a sample hash of every input file, to notice changes between runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hfray.errors import SettingsError
 WINDOW_BYTES, WINDOWS = (
     16 << 10,
     16,
-)  # hashed of each file: so many pieces, evenly spaced, the first and last bytes included
+)  # hashed of each file: WINDOWS pieces, evenly spaced, with the first and the last bytes
 THREADS = 16  # files read at once: most of the time is waiting for storage
 GROWING = ("jsonl", "text")  # formats whose files may get more rows at the end without changing earlier rows
 
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """What one input file was when a run read it.
+    """The state of one input file when a run read it.
 
     Attributes:
         size: in bytes.
@@ -53,7 +53,7 @@ def take_stamps(table: Table, known: Manifest | None = None) -> dict[str, FileSt
 
 
 def check_unchanged(table: Table, before: Manifest) -> dict[str, FileStamp]:
-    """Compare a table's files with the manifest of earlier runs; returns the manifest that holds from now on.
+    """Compare a table's files with the manifest of earlier runs; returns the manifest to keep.
 
     A row is known by its file's name and its position. So a file may only grow at its end (JSONL and text), and new
     files may join. With `input.id_column` a row is known by its id, and files may change freely.

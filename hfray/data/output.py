@@ -121,8 +121,8 @@ class OutputFolder:
     def claim(self, run_id: str, owner: dict[str, object]) -> None:
         """Make a run the owner of the folder, and stop all writes of other runs.
 
-        On a disk, a run renames its files out of a folder of its own. Moving that folder away fences the run: a write
-        that was under way fails, even if the run has looked at the owner already. On object storage a late write of a
+        On a disk, every run writes its files into its own folder and then renames them. Moving that folder away fences the run: a write
+        in progress fails, even if the run has checked the owner already. On object storage a late write of a
         former owner can appear; `drop_unaccepted` deletes it.
         """
         former = (self.read_json("owner.json") or {}).get("run_id")
@@ -137,7 +137,7 @@ class OutputFolder:
             self.write_json(f"accepted-{run_id}.json", {"parts": names})
 
     def release(self, run_id: str) -> None:
-        """Clear away what the run `run_id` needed only while it lived."""
+        """Delete the files that the run `run_id` needed only while it ran."""
         self.drop_unaccepted(run_id)
         self.delete_own(f"beat-{run_id}.json")
         if self.is_local:

@@ -46,7 +46,7 @@ def scan(settings: InputSettings) -> Table:
 
 
 def _check_formats(slices: list[Slice]) -> None:
-    """Refuse JSONL beside other formats: JSONL values have types of their own, and columns would be lost."""
+    """Refuse JSONL beside other formats: JSONL columns have kinds instead of a schema, and a mixed scan would lose columns."""
     jsonl = next((piece for piece in slices if piece.format == "jsonl"), None)
     other = next((piece for piece in slices if piece.format != "jsonl"), None)
     if jsonl is not None and other is not None:

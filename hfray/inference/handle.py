@@ -69,7 +69,7 @@ class Handle(Future[Completion]):
     # --- the caller's side -------------------------------------------------------------------------------------
 
     def cancel(self) -> bool:
-        """Give the answer up; the engine's slot is free from its next step on. False: the answer is there already."""
+        """Cancel the answer; the engine frees its slot at the next step. Returns False if the answer is complete."""
         if not super().cancel():
             return False
         with contextlib.suppress(IndexError):  # `pop` is atomic: only the first call gets the function
@@ -124,14 +124,14 @@ class Handle(Future[Completion]):
     # --- the loop's side ---------------------------------------------------------------------------------------
 
     def count(self, tokens: int, now: float) -> None:
-        """Note that so many tokens were generated in the step that ended `now`."""
+        """Record that the step that ended at `now` generated `tokens` tokens."""
         if self.first_token is None:
             self.first_token = now
         self.last_token = now
         self.num_tokens += tokens
 
     def push(self, text: str, tokens: Sequence[Token] = ()) -> None:
-        """Add to the stream. Tokens without text (half a character, the beginning of a stop string) wait for theirs."""
+        """Add to the stream. Tokens without text (half a character, the start of a stop string) wait for their text."""
         if self._pieces is None:
             return
         self._held.extend(tokens)

@@ -26,7 +26,7 @@ class Worker:
         folder: the prepared model folder; None prepares it here.
         threads: CPU threads for the engine.
         on_death: called on the loop's thread when the engine dies.
-        apart: run the engine in a process of its own if its steps would block this one
+        apart: run the engine in a separate process if its steps would block this one
             (`hfray.engines.process.load_apart`).
     """
 

@@ -1,4 +1,4 @@
-"""The settings of the call under way, so that LangChain's cache tells calls with different settings apart."""
+"""The settings of the current call, so that LangChain's cache distinguishes calls with different settings."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def identified_by(kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def call_settings() -> Mapping[str, Any]:
-    """The settings of the call under way; empty outside of a call."""
+    """The settings of the current call; empty outside of a call."""
     return _settings.get() or {}

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from hfray.langchain.cachekey import call_settings, identified_by
 from hfray.langchain.call import Call
-from hfray.langchain.loading import around, load, openvino_settings, transformers_settings
+from hfray.langchain.loading import from_pipeline, load, openvino_settings, transformers_settings
 from hfray.langchain.pipeline import LocalPipeline
 from hfray.langchain.results import achunks, chunks, result
 from hfray.langchain.settings import FIELDS, TASKS, user_settings
@@ -83,7 +83,7 @@ class HuggingFacePipeline(BaseLLM):
             self._local = self.pipeline
         else:
             cap = self.batch_size if "batch_size" in self.model_fields_set else None
-            self._local = around(self.pipeline, user_settings(self.model_kwargs, self.pipeline_kwargs), cap)
+            self._local = from_pipeline(self.pipeline, user_settings(self.model_kwargs, self.pipeline_kwargs), cap)
 
     @classmethod
     def from_model_id(

@@ -57,12 +57,12 @@ def load(settings: EngineSettings, given: Mapping[str, Any], batch_size: int | N
     if settings.backend.name == "transformers":
         causal = cast("TransformersEngine", engine)
         pipe = transformers_pipeline(causal, given)
-        return _of_engine(causal, pipe, given), pipe
+        return _around_engine(causal, pipe, given), pipe
     local = LocalPipeline(engine, settings.task, causal_defaults(folder), given)
     return local, local
 
 
-def around(pipe: Any, given: Mapping[str, Any], batch_size: int | None) -> LocalPipeline:
+def from_pipeline(pipe: Any, given: Mapping[str, Any], batch_size: int | None) -> LocalPipeline:
     """An engine around the model of a transformers pipeline, with the settings of that pipeline. Raises ValueError."""
     from hfray.engines.torch.causal import TransformersEngine
     from hfray.engines.torch.checkpoint import TransformersTokenizer
@@ -84,10 +84,10 @@ def around(pipe: Any, given: Mapping[str, Any], batch_size: int | None) -> Local
         engine.capacity = min(engine.capacity, batch_size)
     if isinstance(engine, Seq2SeqEngine):
         return LocalPipeline(engine, pipe.task, seq2seq_defaults(engine), given)
-    return _of_engine(engine, pipe, given)
+    return _around_engine(engine, pipe, given)
 
 
-def _of_engine(engine: TransformersEngine, pipe: Any, given: Mapping[str, Any]) -> LocalPipeline:
+def _around_engine(engine: TransformersEngine, pipe: Any, given: Mapping[str, Any]) -> LocalPipeline:
     """Our pipeline with the settings and the end tokens of a transformers pipeline around the same model."""
     defaults, own = pipeline_settings(pipe)
     ids = end_token_ids(own.pop("eos_token_id", None))

@@ -1,4 +1,4 @@
-"""What transformers' `pipeline` is to its model: an engine loop with a task and default settings."""
+"""An engine loop with a task and default settings: hfray's counterpart of transformers' `pipeline`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LocalPipeline:
                 "generated tokens' own log-probabilities."
             )
         return Call(
-            params=self._behind(prefix, params) if prefix and causal else params,
+            params=self._with_prefix(prefix, params) if prefix and causal else params,
             full_text=bool(full_text),
             clean_up=bool(clean_up),
             add_special_tokens=bool(special),
@@ -73,7 +73,7 @@ class LocalPipeline:
             sample=0 if "seed" in values or not params.sampling else random.getrandbits(31),
         )
 
-    def _behind(self, prefix: str, params: GenerationParams) -> GenerationParams:
+    def _with_prefix(self, prefix: str, params: GenerationParams) -> GenerationParams:
         """The parameters for prompts behind a prefix: `max_length` does not count the prefix, as in transformers."""
         if params.max_length is None:
             return params

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Generator, Sequence
-from typing import Any
 
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
@@ -21,9 +20,9 @@ def result(local: LocalPipeline, call: Call, prompts: Sequence[str], completions
     )
 
 
-def info(local: LocalPipeline, call: Call, completion: Completion) -> dict[str, Any]:
+def info(local: LocalPipeline, call: Call, completion: Completion) -> dict[str, object]:
     """The metadata of a completion; log-probabilities only if the call asked for them."""
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "finish_reason": completion.finish_reason,
         "num_prompt_tokens": completion.num_prompt_tokens,
         "num_generated_tokens": completion.num_generated_tokens,

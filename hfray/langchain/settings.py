@@ -30,7 +30,7 @@ OURS_ALONE = ("stop", "seed", STOP_SEQUENCE, "clean_up_tokenization_spaces", "ad
 NO_EFFECT = {"pad_token_id", "bos_token_id", "padding", "use_cache", "cache_implementation", "prefix_length"}
 NO_EFFECT |= {"num_return_sequences", "batch_size", "num_workers", "tokenizer", "skip_special_tokens", "return_text"}
 NO_EFFECT |= {"torch_dtype", "dtype", "trust_remote_code", "framework", "use_fast"}
-# Settings that the engines do not support, with the value that asks for nothing.
+# Settings that the engines do not support, with their neutral value, which changes nothing.
 NEUTRAL: dict[str, Any] = {
     "diversity_penalty": 0.0,
     "encoder_no_repeat_ngram_size": 0,
@@ -46,11 +46,11 @@ NEUTRAL: dict[str, Any] = {
     "truncation": False,
     "typical_p": 1.0,
 }
-# Settings of this kind ask for nothing only if they are empty.
+# Settings that the engines do not support. They change nothing only if they are empty.
 UNSUPPORTED = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "max_time", "top_h")
 UNSUPPORTED += ("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "constraints")
 UNSUPPORTED += ("force_words_ids", "watermarking_config", "dola_layers", "stopping_criteria", "logits_processor")
-# Supported settings, with a value that some engine would refuse although it asks for nothing.
+# Supported settings, with a neutral value that some engine would refuse.
 DEFAULTS = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "top_p": 1.0, "length_penalty": 1.0}
 
 
@@ -61,7 +61,7 @@ def user_settings(model_kwargs: dict | None, pipeline_kwargs: dict | None) -> di
 
 def generation_params(values: Mapping[str, Any], causal: bool) -> GenerationParams:
     """Parameters from the merged settings of a pipeline. Raises ValueError, naming the setting."""
-    values = {name: value for name, value in values.items() if not asks_for_nothing(name, value)}
+    values = {name: value for name, value in values.items() if not is_neutral(name, value)}
     if values.get("skip_special_tokens") is False:
         raise ValueError("skip_special_tokens=False: the text never contains special tokens. Remove the setting.")
     if causal and values.get("renormalize_logits"):  # changes nothing without beam search
@@ -81,14 +81,14 @@ def generation_params(values: Mapping[str, Any], causal: bool) -> GenerationPara
     shortest = values.pop("min_length", None)
     if shortest and causal:
         raise ValueError(
-            f"min_length={shortest}: counts the prompt, whose length differs from row to row. Use min_new_tokens."
+            f"min_length={shortest}: also counts the prompt, and prompts differ in length. Use min_new_tokens."
         )
     if shortest:  # counts the decoder's start token
         values.setdefault("min_new_tokens", shortest - 1)
     return GenerationParams.from_mapping({name: value for name, value in values.items() if name not in NO_EFFECT})
 
 
-def asks_for_nothing(name: str, value: Any) -> bool:
+def is_neutral(name: str, value: Any) -> bool:
     """Whether a setting has the value that leaves the text as it is."""
     if value is None or (name in UNSUPPORTED and not value):
         return True
@@ -98,7 +98,7 @@ def asks_for_nothing(name: str, value: Any) -> bool:
 
 def _known(config: Mapping[str, Any]) -> dict[str, Any]:
     """The supported fields of a model's GenerationConfig. Logs a warning about those that are not applied."""
-    lost = [n for n in (*UNSUPPORTED, *NEUTRAL) if n in config and not asks_for_nothing(n, config[n])]
+    lost = [n for n in (*UNSUPPORTED, *NEUTRAL) if n in config and not is_neutral(n, config[n])]
     if lost:
         logger.warning("The model's generation settings %s are not applied.", ", ".join(lost))
     return {name: config[name] for name in sorted(FIELDS) if config.get(name) is not None}
@@ -131,7 +131,7 @@ def pipeline_settings(pipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     config, model_config = pipe.generation_config.to_dict(), pipe.model.generation_config.to_dict()
     given = {k: v for k, v in {**pipe._preprocess_params, **pipe._forward_params}.items() if v is not None}
     for name in (*UNSUPPORTED, *NEUTRAL):  # transformers moves these from the arguments into the config
-        if name in config and config[name] != model_config.get(name) and not asks_for_nothing(name, config[name]):
+        if name in config and config[name] != model_config.get(name) and not is_neutral(name, config[name]):
             given[name] = config[name]
     unsupported = [name for name in given if name in (*UNSUPPORTED, *NEUTRAL)]
     defaults = _known({name: value for name, value in config.items() if name not in unsupported})

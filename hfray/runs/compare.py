@@ -20,7 +20,7 @@ from hfray.runs.side import Side, read_side, read_texts
 from hfray.runs.textdiff import Parting, mark, parting
 from hfray.runs.words import cut
 
-DIFFERING_READ = 20_000  # differing rows whose texts are read to see where they part
+DIFFERING_READ = 20_000  # differing rows to read, to find where their texts part
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -56,7 +56,7 @@ class Pair:
 
 @plain_dataclass(slots=True)
 class Comparison:
-    """What two folders have in common; `same`, `differ` and the failures count rows that both folders have."""
+    """What two folders have in common; `same`, `differ` and the failures cover the rows that both folders have."""
 
     sides: tuple[Side, Side]
     common: int = 0

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -103,7 +102,7 @@ class Contents:
     tokens_by_run: Counter[str] = field(default_factory=Counter)
     failed_by_run: Counter[str] = field(default_factory=Counter)
     errors: dict[str, ErrorGroup] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, object]] = field(default_factory=list)
 
     def largest_errors(self, number: int) -> list[ErrorGroup]:
         """The error groups with the most rows."""
@@ -195,7 +194,7 @@ def _prompt_of(filesystem: fs.FileSystem, group: ErrorGroup) -> str | None:
     return None
 
 
-def _draw(filesystem: fs.FileSystem, groups: list[tuple[str, int, int]], wanted: int) -> Iterator[dict[str, Any]]:
+def _draw(filesystem: fs.FileSystem, groups: list[tuple[str, int, int]], wanted: int) -> Iterator[dict[str, object]]:
     """Random rows from random row groups. Reads the text of at most SAMPLED_ROWS_READ rows and one row group more."""
     generator = np.random.default_rng(0)
     chosen, read = [], 0
@@ -214,7 +213,7 @@ def _draw(filesystem: fs.FileSystem, groups: list[tuple[str, int, int]], wanted:
             yield from _take(filesystem, part, group, mine)
 
 
-def _take(filesystem: fs.FileSystem, part: str, group: int, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+def _take(filesystem: fs.FileSystem, part: str, group: int, rows: np.ndarray) -> Iterator[dict[str, object]]:
     first = 0
     with filesystem.open_input_file(part) as file:
         for batch in pq.ParquetFile(file).iter_batches(8192, row_groups=[group], columns=TEXT_COLUMNS):

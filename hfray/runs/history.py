@@ -126,7 +126,7 @@ class PoolRow(PoolCounts):
 
 
 def pools(runs: list[Run]) -> list[PoolRow]:
-    """What each pool did over all runs; empty where there was one pool only."""
+    """What each pool did over all runs; empty if the runs had one pool only."""
     found: dict[str, PoolRow] = {}
     for run in runs:
         for name, pool in run.record.snapshot.pools.items():

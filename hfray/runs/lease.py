@@ -3,7 +3,7 @@
 The owner is named in `_hfray/owner.json` and writes `_hfray/beat-ID.json` every few seconds. A new run takes the folder
 over when the former owner's process is dead (on this machine) or its heartbeat is silent (on another machine).
 The new run first names itself the owner, then fences all former owners, and only then reads which rows are done.
-So a former owner that was paused or cut off can add no file behind the new owner's back.
+So a former owner that was paused or cut off cannot add a file after that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hfray.errors import SettingsError
 from hfray.runs.owner import Owner, read_owner
 
 BEAT_SECONDS = 5.0
-SILENT_SECONDS = 20.0  # a heartbeat that stands still for so long belongs to a dead run
+SILENT_SECONDS = 20.0  # a run with a heartbeat that does not change for this long is dead
 LOCK_SECONDS = 2 * SILENT_SECONDS  # wait for another run that is taking the folder over
 
 

@@ -60,7 +60,7 @@ class RunRecord:
     state: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """The record as it stands on disk: the summary's keys and the record's own, side by side."""
+        """The record as JSON values: the summary's keys and the record's own, side by side."""
         summary, snapshot = self.summary.to_json(), self.snapshot
         written = self.summary.written.to_json()
         written.pop("samples", None)
@@ -89,7 +89,7 @@ class RunRecord:
         The file has one timeline; it comes back as the summary's.
 
         Raises:
-            ValueError: this is not a record; the message names the key.
+            ValueError: the values are not a record; the message names the key.
         """
         if not isinstance(values, Mapping):
             raise ValueError("not a JSON object")

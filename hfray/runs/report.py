@@ -10,7 +10,8 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from markupsafe import Markup
 
 from hfray.config.secrets import is_secret_name
 from hfray.data.output import OutputFolder
@@ -72,7 +73,7 @@ def report_page(output: OutputFolder) -> str:
     )
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """A template of this package with these values, all of them escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -126,7 +127,7 @@ def headline(contents: Contents, runs: list[Run], settings: Mapping[str, object]
 # --- charts ----------------------------------------------------------------------------------------------------
 
 
-def charts(contents: Contents, runs: list[Run]) -> dict[str, Any]:
+def charts(contents: Contents, runs: list[Run]) -> dict[str, Markup]:
     """Name to SVG; a chart without data is left out."""
     from hfray.runs.charts import histogram, line_chart
 
@@ -150,12 +151,12 @@ def charts(contents: Contents, runs: list[Run]) -> dict[str, Any]:
 # --- words -----------------------------------------------------------------------------------------------------
 
 
-def shorten(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def shorten(samples: list[dict[str, object]]) -> list[dict[str, object]]:
     """Rows for the page: long texts are cut, and rows are left out so that the page stays small."""
     kept, left = [], SAMPLE_BYTES
     for sample in samples:
-        row = sample | {name: cut(sample[name]) for name in TEXTS if sample[name] is not None}
-        left -= sum(6 * len(row[name] or "") for name in TEXTS) // 3 + 600
+        row = sample | {name: cut(str(sample[name])) for name in TEXTS if sample[name] is not None}
+        left -= sum(6 * len(str(row[name] or "")) for name in TEXTS) // 3 + 600
         if left < 0:
             break
         kept.append(row)

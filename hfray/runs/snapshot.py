@@ -72,7 +72,7 @@ class Snapshot:
         workers, workers_ready: workers seen so far, and workers with a loaded engine now.
         timeline: marks ("engine_ready", "first_row", ...) to `time.time()`.
         cannot_start: why a worker cannot load its engine; None while no worker has that problem.
-        per_worker, pools: by the worker's id, by the pool's name; `pools` is empty where there is one pool only.
+        per_worker, pools: by the worker's id, by the pool's name; `pools` is empty if there is one pool only.
     """
 
     totals: Totals = field(default_factory=Totals)

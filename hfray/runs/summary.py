@@ -13,7 +13,7 @@ from hfray.runs.snapshot import PoolCounts, WorkerCounts
 
 
 class RunState(StrEnum):
-    """What a run says of itself while it lives and at its end; STOPPED is said of a run that ended silently."""
+    """The status that a run writes while it runs and at its end. STOPPED: the run ended without writing a status."""
 
     RUNNING = "running"
     FINISHED = "finished"
@@ -34,7 +34,7 @@ class SavedTokens:
 
 @dataclass(slots=True)
 class PoolReport(PoolCounts):
-    """What a pool was and did; `generated_tokens_per_second` is per second of its workers' ready time."""
+    """The engine and the counters of a pool; `generated_tokens_per_second` is per second of its workers' ready time."""
 
     backend: str = ""
     model: str = ""
@@ -46,7 +46,7 @@ class EngineReport:
     """What the engines of a run did.
 
     `tail_seconds` runs from the last full step to the last row; None if no engine was ever full.
-    `pools` is empty where there was one pool only.
+    `pools` is empty if the run had one pool only.
     """
 
     steps: int = 0
@@ -60,7 +60,7 @@ class EngineReport:
     pools: dict[str, PoolReport] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """Plain values; `pools` is left out where there was one pool only."""
+        """Plain values; without `pools` if the run had one pool only."""
         plain = asdict(self)
         if not self.pools:
             del plain["pools"]
@@ -73,7 +73,7 @@ class EngineReport:
 class Summary:
     """How a run went, as in `_hfray/summary.json`.
 
-    `engine` is None while nothing was run. `failed_total` counts the failed rows of earlier runs too.
+    `engine` is None if no engine ran. `failed_total` counts the failed rows of earlier runs too.
     """
 
     exit_code: int = ExitCode.OK

@@ -55,7 +55,7 @@ class Ticket:
         return session
 
     def close(self) -> None:
-        """Give back the admission and close the session. Safe to call twice, and whatever happened to the request."""
+        """Give back the admission and close the session. Safe to call twice, and after any failure of the request."""
         self._admission.give_back(self._count)
         self._count = 0
         session, self._session = self._session, None

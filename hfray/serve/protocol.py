@@ -28,7 +28,7 @@ IGNORED = {
     "parallel_tool_calls",
     "verbosity",
 }
-# Values of unsupported fields that ask for nothing. Empty values ask for nothing too, except those in NOT_NEUTRAL.
+# Values of unsupported fields that change nothing. Empty values change nothing either, except those in NOT_NEUTRAL.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "best_of": (1,),
@@ -173,7 +173,7 @@ class Message(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_what_would_vanish(cls, values: object) -> object:
+    def _refuse_unsupported_parts(cls, values: object) -> object:
         for name in ("tool_calls", "function_call", "audio"):
             if isinstance(values, Mapping) and values.get(name):
                 raise ValueError(f"{name} is not supported: the prompt would not contain it. Send the message as text.")
@@ -230,7 +230,7 @@ def _children(value: object) -> Iterable[object]:
 
 
 def _is_neutral(key: str, value: object) -> bool:
-    """Whether an unsupported field asks for nothing."""
+    """Whether an unsupported field has a value that changes nothing."""
     if key in IGNORED or value is None:
         return True
     return value in NEUTRAL.get(key, ()) or (not value and key not in NOT_NEUTRAL)

@@ -92,7 +92,7 @@ class Session:
         samples: Sequence[int | str],
         stream: bool,
     ) -> None:
-        """Runs on a thread of its own."""
+        """Submit the prompts. Runs on a separate thread."""
         for prompt, sample in [(prompt, sample) for prompt in render() for sample in samples]:
             handle = self._loop.submit(prompt, params, sample=sample, stream=stream)
             self.handles.append(handle)

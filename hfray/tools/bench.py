@@ -134,7 +134,7 @@ def _run_peer(options: BenchOptions, name: str, folder: Path, records: int, mode
 
 
 def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> Run:
-    """The whole job in a process of its own. Its rate counts from the moment the engine is ready to the last row."""
+    """The whole job in a separate process. Its rate counts from the moment the engine is ready to the last row."""
     from omegaconf import OmegaConf
 
     output = folder / "job"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -26,12 +26,12 @@ class BenchOptions:
     rounds: int = Field(default=3, ge=1)
     case: Literal["questions", "prefix", "duplicates", "long", "lengths"] = "questions"
     contestants: list[Literal["genai", "engine", "job"]] = Field(default_factory=lambda: ["genai", "engine", "job"])
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)  # the job with changed settings
+    variants: dict[str, dict[str, object]] = Field(default_factory=dict)  # the job with changed settings
     peers: dict[str, list[str]] = Field(default_factory=dict)
     paths: dict[str, str | None] = Field(default_factory=dict)
 
     def usable_peers(self) -> dict[str, list[str]]:
-        """The peers for whose commands `bench.paths` gives every path."""
+        """The peers with all paths of their commands in `bench.paths`."""
         missing = ["{" + name + "}" for name, path in self.paths.items() if path is None]
         return {
             name: command

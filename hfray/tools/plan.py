@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from hfray.inference.worker import Worker
 
 SAMPLE_ROWS = 1000  # prompts to render and to count the tokens of
-BLOCK_ROWS, BLOCKS = 1024, 48  # the sample is drawn from so many blocks, spread over the table's slices
+BLOCK_ROWS, BLOCKS = 1024, 48  # rows of a block, and the number of blocks to sample from, spread over the slices
 MIN_TRIED, MAX_TRIED = 32, 128  # the engine runs twice its capacity of rows, within these limits
-TRY_SECONDS = 90.0  # a slow engine is stopped after so long; the rows that it has finished count
+TRY_SECONDS = 90.0  # the trial ends after this time, and only finished rows count
 WORKERS = (1, 4, 16)
 EXAMPLES = 3
 
@@ -85,7 +85,7 @@ class Plan:
         return max(0, self.rows - self.done)
 
     def estimate(self, workers: int) -> float | None:
-        """Seconds for the pending rows with so many workers like the one that was tried. None: unknown."""
+        """Seconds for the pending rows with `workers` workers like the tried one; None if no row was finished."""
         rate = self.trial.rows_per_second
         return self.trial.start_seconds + self.pending / (workers * rate) if rate else None
 
@@ -207,7 +207,7 @@ def _render(settings: BatchSettings, worker: Worker, rows: pa.Table, trial: Tria
 def _run(settings: BatchSettings, worker: Worker, prompts: list[Prompt], trial: Trial) -> None:
     """Run prompts and measure the engine's pace while it is full.
 
-    Once no prompt waits any more, the engine drains, and its pace says nothing about a long run's.
+    Once no prompt waits, the engine drains, and its pace no longer predicts the pace of a long run.
     """
     started, finished = time.monotonic(), []
     handles = [worker.loop.submit(prompt, settings.params) for prompt in prompts]
