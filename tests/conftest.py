@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -122,11 +123,18 @@ def tiny_t5(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_gpt2_ir(tiny_gpt2, tmp_path_factory) -> Path:
-    """The same GPT-2 as an OpenVINO IR folder, fp32."""
+    """The same GPT-2 as an OpenVINO IR folder, fp32. The export is slow, so one process of a test run does it."""
     from hfray.models.openvino_ir import export
 
-    folder = tmp_path_factory.mktemp("gpt2-ir") / "ir"
-    export(tiny_gpt2, folder)
+    base = tmp_path_factory.getbasetemp()
+    shared = (
+        base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    )  # a test process of xdist has a folder of its own
+    folder = shared / "gpt2-ir"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            export(tiny_gpt2, base / "exported")
+            (base / "exported").rename(folder)
     return folder
 
 

@@ -1,7 +1,7 @@
 """Comparison of greedy tokens from two computations that may round differently.
 
-A different CPU, batch shape or library adds in another order. Where the two likeliest tokens have nearly the same
-logit, that decides which one is picked, and the completions have nothing in common afterwards.
+Another CPU, batch shape or library adds numbers in another order. If the two likeliest tokens have nearly the same
+logit, rounding decides which token is picked, and the completions differ completely afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def assert_same_until_tie(
 
     Args:
         prompt_ids, first, second: token ids of the prompt and of the two completions, without the end-of-text token.
-        tolerance: how far below the likeliest token's logit both picks may be, by transformers in fp32.
+        tolerance: how far the logits of both picks may be below the greatest logit, computed by transformers in fp32.
     """
     first, second = list(first), list(second)
     if first == second:
@@ -39,9 +39,16 @@ def assert_same_until_tie(
         logits = model(torch.tensor([[*prompt_ids, *first[:at]]])).logits[0, -1].float()
     margin = float(logits.max() - logits[picks].min())
     assert margin <= tolerance, (
-        f"the completions differ at token {at} ({picks[0]} and {picks[1]}), and this is no near tie: "
-        f"the logits are {margin:.4f} apart, more than the tolerance of {tolerance}"
+        f"the completions differ at token {at} ({picks[0]} and {picks[1]}), and their logits are no near tie: "
+        f"they are {margin:.4f} apart, more than the tolerance of {tolerance}"
     )
+
+
+def log_probabilities(model_folder: Path, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> torch.Tensor:
+    """The log-probabilities [tokens, vocabulary] at each generated token, by one forward of transformers in fp32."""
+    with torch.inference_mode():
+        logits = _model(model_folder)(torch.tensor([[*prompt_ids, *token_ids]])).logits[0].float()
+    return logits.log_softmax(dim=-1)[len(prompt_ids) - 1 : -1]
 
 
 @functools.lru_cache(maxsize=4)

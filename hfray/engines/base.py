@@ -54,7 +54,8 @@ class StepOutput:
         token_ids: the tokens generated in this step, in order, without the end-of-sequence token.
         finish_reason: "stop" (end of sequence) or "length" with the request's last output, else None.
         error: why this request failed (other requests run on), with its last output, else None.
-        logprobs: per token of `token_ids`: its log-probability, and the likeliest tokens' (id, log-probability).
+        logprobs: if the request asks for them (`params.logprobs`), one entry per token of `token_ids`: the token's
+            log-probability under the model, and (id, log-probability) of the likeliest tokens. Otherwise empty.
     """
 
     request_id: int
@@ -71,14 +72,14 @@ class Engine(ABC):
     RequestError, means that the engine is dead.
 
     Attributes:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         context_length: the maximum number of prompt and completion tokens together; None: the model sets no limit.
         capacity: the maximum number of requests in one step; further requests wait.
         ending: set by the caller when no more requests will come; the engine then starts the longest first.
         num_running: requests that the last step advanced.
         prefix_tokens: prompt tokens found in the prefix cache, so not computed again.
         continues_prompt: whether the completion continues the prompt's text (false for a translation, for example).
-        top_logprobs: whether log-probabilities include the likeliest tokens, not only the generated one.
+        top_logprobs: whether the engine can report the likeliest tokens besides the generated token.
     """
 
     tokenizer: Tokenizer

@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 
 CAPACITY = {"openvino": 256, "vllm": 256, "fake": 64}
-CPU_CAPACITY, MAX_CAPACITY = 32, 256  # transformers: on a CPU; on a GPU the maximum, less if memory is short
-OPENVINO_LEAST = 128  # OpenVINO with a small KV cache; 256 rows were 8 % faster than 128 on two cores
-# Tokens of a typical row. Memory divided by the memory of a typical row gives the capacity of every engine. A full KV
-# cache evicts rows and computes them again.
+CPU_CAPACITY, MAX_CAPACITY = 32, 256  # transformers: rows on a CPU, and on a GPU (fewer if its memory is short)
+OPENVINO_LEAST = 128  # rows with a small KV cache; 256 rows were 8 % faster than 128 on two cores
+# Tokens of a typical row. An engine's capacity is its memory divided by the memory of a typical row. If the KV cache
+# gets full, the engine evicts rows and computes them again.
 ROW_TOKENS = 320
 
 
 def capacity_of(settings: EngineSettings) -> int:
-    """Rows that the engine will run at once. An engine that looks at its memory may choose fewer."""
+    """The maximum number of rows that the engine runs at once. An engine with little memory may choose fewer."""
     backend = settings.backend
     if backend.name == "transformers":
         return backend.batch_size or (MAX_CAPACITY if settings.device.uses_gpu else CPU_CAPACITY)
@@ -25,11 +25,11 @@ def capacity_of(settings: EngineSettings) -> int:
 
 
 def least_capacity_of(settings: EngineSettings) -> int:
-    """Rows that the engine will run at once even if its KV cache is small."""
+    """The number of rows that the engine runs at once if its KV cache is small."""
     backend = settings.backend
     return backend.batch_size or OPENVINO_LEAST if backend.name == "openvino" else capacity_of(settings)
 
 
 def capacity_for_cache(tokens: int) -> int:
-    """Rows that OpenVINO's engine runs at once with a KV cache of so many tokens."""
+    """Rows that OpenVINO's engine runs at once if its KV cache holds `tokens` tokens."""
     return min(max(OPENVINO_LEAST, tokens // ROW_TOKENS), CAPACITY["openvino"])

@@ -114,8 +114,8 @@ def _vllm(settings: EngineSettings, backend: VLLMBackend, folder: Path, threads:
             "model.kwargs: these are arguments of from_pretrained, which vLLM does not call. Use backend.options."
         )
     on_cpu = not device.uses_gpu
-    if on_cpu:  # vLLM reads these variables when it is imported
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU build of vLLM would use a GPU anyway
+    if on_cpu:  # set the variables before the import, because vLLM reads them then
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # otherwise a GPU build of vLLM would use a GPU
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(backend.kv_cache_gib or 4))))
         if threads:
             os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
@@ -143,7 +143,7 @@ def _vllm(settings: EngineSettings, backend: VLLMBackend, folder: Path, threads:
 
 
 def _visible(device: str) -> str:
-    """The value of CUDA_VISIBLE_DEVICES that leaves only torch's `device` visible."""
+    """The value of CUDA_VISIBLE_DEVICES that makes only torch's `device` visible."""
     index, given = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",")[index] if given else str(index)
 

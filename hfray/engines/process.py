@@ -1,8 +1,9 @@
 """An engine that runs in a child process.
 
 OpenVINO GenAI holds Python's lock during the whole step (2026.4), so other threads of its process run only between
-steps. That is no problem for a batch job. A server reads requests and writes tokens all the time; in one process, the
-first token took seconds. Here a step is one message each way, and waiting for the answer holds no lock.
+steps. A batch job can live with this. A server reads requests and writes tokens all the time: with the engine in the
+server's process, the first token took seconds. Here each step is one message to the child and one answer, and the
+server's process holds no lock while it waits.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ CLOSE_SECONDS = 5.0
 
 
 class ProcessEngine(Engine):
-    """The engine of `settings` in a child process, which ends with this object or this process.
+    """The engine of `settings` in a child process. The child ends when this object is closed or this process ends.
 
     Args:
         settings, folder, threads: as `load_engine` takes them.
-        tokenizer: the same model's, for this process.
+        tokenizer: the tokenizer of the same model, for this process.
 
     Raises:
         ValueError: as `load_engine`.
-        EngineDiedError: the child ended while it loaded.
+        EngineDiedError: the child ended while it loaded the model.
     """
 
     def __init__(self, settings: Any, folder: Path, threads: int | None, tokenizer: Tokenizer) -> None:
@@ -92,7 +93,7 @@ class ProcessEngine(Engine):
 
 
 def load_apart(settings: Any, *, folder: Path | None = None, threads: int | None = None) -> Engine:
-    """As `load_engine`, but in a child process if steps would block this one: OpenVINO's text generation."""
+    """As `load_engine`; OpenVINO's text generation runs in a child process, because its steps would block this process."""
     if settings.backend.name != "openvino" or settings.task in SEQ2SEQ:
         return load_engine(settings, folder=folder, threads=threads)
     from hfray.engines.openvino import OpenVINOTokenizer

@@ -1,6 +1,6 @@
 """Greedy text of the real model: OpenVINO in fp32 and the transformers engine against `model.generate` itself.
 
-HFRAY_AGREEMENT=200 runs it over so many questions (minutes); the suite takes a few.
+HFRAY_AGREEMENT=200 compares 200 questions, which takes minutes; the default is 8.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ REAL = Path(__file__).parents[3] / "shared/data/gsm8k_train_2000.jsonl"
 
 
 def prompts() -> list[str]:
-    """Real questions where they are, the suite's own elsewhere, in the default template."""
+    """Questions in the default template: of the real data set if it is there, else of the suite."""
     questions = QUESTIONS
     if len(QUESTIONS) < COUNT or REAL.exists():
         if not REAL.exists():
-            pytest.skip(f"{COUNT} real questions are wanted, and shared/data is not here")
+            pytest.skip(f"HFRAY_AGREEMENT={COUNT} needs shared/data, which is missing")
         questions = [json.loads(line)["question"] for line in REAL.read_text().splitlines()]
     return [f"Question: {question}\n\nAnswer: Let's think step by step." for question in questions[:COUNT]]
 

@@ -17,6 +17,6 @@ def test_openvino_runs_as_many_rows_as_its_cache_has_room_for(tokens, rows):
     ("backend", "least"), [([], 128), (["backend.batch_size=7"], 7), (["conf=fake"], 64), (["conf=smollm2_cpu"], 32)]
 )
 def test_replicas_are_added_by_what_an_engine_surely_takes(backend, least):
-    """With the most that it may take, an engine of a small KV cache refused requests and none was added."""
+    """Replicas counted with the greatest capacity: an engine with a small KV cache refused requests, and no replica started."""
     settings = batch_settings(*backend, "input.path=-", "output.path=-")
     assert least_capacity_of(settings) == least <= capacity_of(settings)

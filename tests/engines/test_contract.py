@@ -12,6 +12,9 @@ from hfray.engines.base import Request
 from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
 from tests.engines.making import ENGINES, EXACT, PROMPTS, assert_same_completions, make_engine, model_folder
+from tests.ties import log_probabilities
+
+WITHOUT_LOGPROBS = ("fake", "paged-llama")
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -155,6 +158,47 @@ def test_cancelling_frees_the_engine(loop):
     assert first.result(timeout=60).num_generated_tokens == 100
     assert all(handle.cancelled() for handle in others)
     assert loop.engine.num_unfinished == 0
+
+
+def test_log_probabilities_come_only_when_asked_for(loop):
+    """GenAI reports a zero for every token of a request that did not ask."""
+    completion = loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=6, temperature=0))[0]
+    assert completion.error is None
+    assert completion.logprobs == []
+
+
+@pytest.mark.parametrize("others", [{"temperature": 0}, {"temperature": 1.5, "top_k": 20, "repetition_penalty": 1.3}])
+def test_log_probabilities_are_those_of_the_model(loop, folder, request, others):
+    """The model's own, before temperature and penalties; an engine that cannot give them refuses by name."""
+    params = GenerationParams(max_new_tokens=6, logprobs=0, **others)
+    completions = loop.generate(PROMPTS, params)
+    if request.node.callspec.params["loop"] in WITHOUT_LOGPROBS:
+        assert all(c.text is None and names_a_setting(c.error, params) for c in completions)
+        return
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        assert completion.error is None
+        expected = log_probabilities(folder, loop.engine.tokenizer.encode(prompt.text), completion.token_ids)
+        chosen = [float(row[token]) for row, token in zip(expected, completion.token_ids, strict=True)]
+        assert [own for own, _ in completion.logprobs] == pytest.approx(chosen, abs=0.01)
+        assert all(likeliest == [] for _, likeliest in completion.logprobs)
+
+
+def names_a_setting(error, params):
+    """Whether the error names one of the settings; the paged engine refuses sampling before log-probabilities."""
+    return any(f"generation.{name}=" in error for name in params.to_mapping())
+
+
+def test_the_likeliest_tokens_are_those_of_the_model_or_refused(loop, folder, request):
+    completion = loop.generate(PROMPTS[:1], GenerationParams(max_new_tokens=6, temperature=0, logprobs=3))[0]
+    if request.node.callspec.params["loop"] in WITHOUT_LOGPROBS or not loop.engine.top_logprobs:
+        assert completion.text is None
+        assert "generation.logprobs=3" in completion.error
+        return
+    expected = log_probabilities(folder, loop.engine.tokenizer.encode(PROMPTS[0].text), completion.token_ids)
+    for (own, likeliest), row in zip(completion.logprobs, expected, strict=True):
+        assert [value for _, value in likeliest] == pytest.approx(row.topk(3).values.tolist(), abs=0.01)
+        assert [value for _, value in likeliest] == pytest.approx([float(row[t]) for t, _ in likeliest], abs=0.01)
+        assert own == pytest.approx(likeliest[0][1], abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["transformers-gpt2", "openvino-gpt2", "vllm-llama", "paged-llama"])

@@ -45,7 +45,7 @@ def test_prefixes_are_found_in_whole_blocks_and_the_oldest_forgotten():
 
 
 def test_engines_side_by_side_do_not_pin_their_threads_to_the_same_cores(tiny_gpt2_ir):
-    """OpenVINO's default does: every process takes the first cores of the machine."""
+    """With OpenVINO's default, every process takes the first cores of the machine."""
     code = (
         "import os, pathlib; from hfray.engines.load import load_engine; from hfray.inference.loop import *;"
         "from hfray.params import GenerationParams; from tests.conftest import batch_settings;"
@@ -59,7 +59,7 @@ def test_engines_side_by_side_do_not_pin_their_threads_to_the_same_cores(tiny_gp
 
 
 def test_the_first_prompts_may_come_from_several_threads_at_once(tiny_gpt2_ir):
-    """OpenVINO's Python deadlocks where two threads are the first to look into a tensor."""
+    """OpenVINO's Python binding deadlocks if two threads are the first to read a tensor."""
     code = (
         "import pathlib, sys, threading; from hfray.engines.openvino import OpenVINOTokenizer;"
         "sys.setswitchinterval(1e-6);"
@@ -68,7 +68,7 @@ def test_the_first_prompts_may_come_from_several_threads_at_once(tiny_gpt2_ir):
         "threads = [threading.Thread(target=first) for _ in range(8)];"
         "[thread.start() for thread in threads]; [thread.join() for thread in threads]"
     )
-    for _ in range(3):  # without the cure, more than every second try hung
+    for _ in range(3):  # without the workaround, more than half of the tries hung
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -1,4 +1,4 @@
-"""Requests that an engine has not started, and the guess how long their completions become."""
+"""Requests that an engine has not started, and the estimate of the length of their completions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """transformers and torch on a CPU, a GPU, or a device map: a continuous batcher over the model's own forward.
 
-New prompts of similar length are prefilled together under a token budget and join the running rows; finished rows
-leave. The engine needs only what `generate` needs of an architecture, so BLOOM's ALiBi and GPT-2's learned positions
-batch as well as Llama.
+The engine prefills new prompts of similar length together, within a token budget. The prompts then join the running
+rows, and finished rows leave. The engine uses only what `generate` uses of an architecture, so it also batches BLOOM
+(ALiBi) and GPT-2 (learned positions).
 """
 
 from __future__ import annotations

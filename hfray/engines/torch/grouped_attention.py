@@ -31,7 +31,7 @@ def grouped_sdpa(
     Args:
         query: [rows, query heads, positions, width].
         key: [rows, key-value heads, all positions, width]; `value` likewise.
-        attention_mask: [rows, 1 or query heads, positions, all positions], or None.
+        attention_mask: [rows, 1 or query heads, positions, all positions], or None for no mask.
 
     Returns:
         [rows, positions, query heads, width], and None for the weights.

@@ -1,7 +1,7 @@
 """Linear layers with weights in oneDNN's packed layout: on a CPU, small batches run as fast as large ones.
 
-A plain product of a few dozen rows spends most of its time on packing the weights, for every token. These operators are
-the ones that torch.compile's CPU backend emits; called directly, they need no compiler.
+With a few dozen rows, a plain linear layer spends most of its time packing the weights, again for every token.
+torch.compile's CPU backend uses the same operators; a direct call needs no compiler.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from hfray.models.folder import context_length, kv_values_per_token
 BLOCK_TOKENS = 256  # transformers' default block size of the KV cache
 CPU_KV_CACHE_GIB = 1.0
 CPU_BATCH_TOKENS = 1024  # sdpa computes a mask of every token against every other token of a step
-# transformers 5.5 replays the graph of many short prompts for a long one, though the longest query is fixed in it.
+# transformers 5.5 reuses a CUDA graph recorded for short prompts for a longer prompt, but the graph fixes the length.
 GRAPHS_SINCE = Version("5.19")
 WAIT_SECONDS = 1.0  # for a token, before checking that the manager's thread is alive
 
@@ -104,7 +104,7 @@ class PagedEngine(Engine):
                 "Use backend.paged=false."
             ) from error
         cache = self._manager.batch_processor.cache
-        # With several groups of layers, the size of a block is not BLOCK_TOKENS.
+        # With several groups of layers, a block does not hold BLOCK_TOKENS tokens, so `_blocks` would be wrong.
         if getattr(cache, "num_groups", 1) > 1:
             raise ValueError(
                 f"backend.paged=true: {type(model).__name__} has layers with different attention, which needs transformers "
@@ -210,7 +210,7 @@ class PagedEngine(Engine):
             )
         if self._running and not self._started:
             self._started = True
-            self._manager.start()  # transformers 5.5 ends at once if it starts without requests
+            self._manager.start()  # transformers 5.5 ends immediately if it starts without requests
 
     def _read(self, result: Any) -> StepOutput:
         """New tokens of a request. The list of tokens may be ahead of the reported status."""

@@ -1,4 +1,4 @@
-"""From logits to the next token of each row, with transformers' own warpers and a random stream per row."""
+"""From logits to the next token of each row, with transformers' own warpers and a random generator per row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hfray.engines.base import Request
 
 @dataclass(slots=True)
 class Row:
-    """A running request: its generated tokens, and its own random numbers."""
+    """A running request: its generated tokens and its random generator."""
 
     request: Request
     tokens: list[int] = field(default_factory=list)

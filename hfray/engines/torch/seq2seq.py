@@ -44,7 +44,7 @@ class Seq2SeqEngine(Engine):
     """An encoder-decoder model as an engine.
 
     Args:
-        model: transformers' or optimum-intel's, with `generate`.
+        model: a model of transformers or optimum-intel; it has `generate`.
         tokenizer: its tokenizer.
         task: selects the entry of the config's `task_specific_params` with prefix and generation settings, as in
             transformers 4's pipelines; "translation" selects the first language pair.
@@ -208,7 +208,7 @@ class Seq2SeqEngine(Engine):
         return [self._output(r, tokens[1:]) for r, tokens in zip(requests, sequences.tolist(), strict=True)]
 
     def _config(self, request: Request) -> GenerationConfig:
-        """The request's settings, and the model's own for everything else."""
+        """The request's settings; settings that the request leaves out keep the model's values."""
         params, config = request.params, copy.deepcopy(self.generation)
         config.max_new_tokens, config.max_length = request.max_new_tokens, None
         config.do_sample = False  # DrawRows samples each row
@@ -245,7 +245,7 @@ class Seq2SeqEngine(Engine):
 
 
 class DrawRows(LogitsProcessor):
-    """Samples within `generate`: draws each row's token from the row's own seed and makes it the likeliest.
+    """Samples inside `generate`: draws each row's token with the row's own seed, and masks all other tokens.
 
     A row's text then depends on its prompt and seed only, not on the other rows of the batch.
     """
