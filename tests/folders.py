@@ -1,4 +1,4 @@
-"""Output folders made by hand: the files of a job, without running a job."""
+"""Output folders written by tests: the files of a job, without running a job."""
 
 import json
 import os
@@ -17,7 +17,7 @@ GONE = 2**22 + 1  # no process has this id
 
 
 def row(number: int, text: str | None = "an answer", **values) -> dict:
-    """An output row; one with an `error` has no text."""
+    """An output row; a row with an `error` has no text."""
     error = values.get("error")
     plain = {
         "row_id": f"t.jsonl:{number}",
@@ -32,14 +32,14 @@ def row(number: int, text: str | None = "an answer", **values) -> dict:
 
 
 def write_part(path, run_id: str, number: int, rows: list[dict], schema: pa.Schema | None = None) -> None:
-    """A finished file of a run."""
+    """Write a finished file of a run."""
     os.makedirs(path / "_hfray", exist_ok=True)
     table = pa.Table.from_pylist(rows, schema=schema or pa.schema(OUTPUT_FIELDS))
     pq.write_table(table, path / f"part-{run_id}-{number:05d}.parquet")
 
 
 def snapshot(rows: int, seconds: float = 0.0, workers: int = 1) -> Snapshot:
-    """A Monitor's snapshot after so many rows."""
+    """A Monitor's snapshot after `rows` rows."""
     worker = WorkerCounts(node="n1", rows=rows, generated_tokens=2 * rows, start_seconds=1.0)
     return Snapshot(
         totals=Totals(rows=rows, prompt_tokens=10 * rows, generated_tokens=2 * rows),
@@ -52,7 +52,7 @@ def snapshot(rows: int, seconds: float = 0.0, workers: int = 1) -> Snapshot:
 
 
 def write_run(path, run_id: str, rows: int, ended: bool = True, before: int = 0, ago: float = 100.0, **changes) -> dict:
-    """The record of a run that took a minute and has ended, or was killed; returns its JSON."""
+    """Write the record of a run that took a minute, and that ended or was killed; returns its JSON."""
     start = time.time() - ago
     marks = {"command": 0, "checked": 1, "ray_ready": 5, "model_ready": 9, "worker_process": 10, "engine_ready": 12}
     timeline = {name: start + seconds for name, seconds in marks.items()} | {"first_row": start + 14}
@@ -72,6 +72,6 @@ def write_run(path, run_id: str, rows: int, ended: bool = True, before: int = 0,
 
 
 def write_settings(path, fingerprint: dict | None = None, **settings) -> None:
-    """run.json."""
+    """Write run.json."""
     about = {"settings": settings, "fingerprint": fingerprint or {}, "versions": {"hfray": "0.1.0"}}
     (path / "_hfray" / "run.json").write_text(json.dumps(about))

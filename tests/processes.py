@@ -1,4 +1,4 @@
-"""The processes of a job, and jobs that stop in the middle of their work until a test releases them."""
+"""Processes of a job, and jobs that pause in the middle of their work until a test releases them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def wait_for_file(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Hold:
-    """Makes every `fake` engine of a job stop after `rows` answered rows, until `release`.
+    """Makes every `fake` engine of a job pause after `rows` answered rows, until `release`.
 
     A test can then act in the middle of a job, at any speed of the machine.
     """
@@ -62,7 +62,7 @@ class Hold:
         return Counter(map(int, log.read_bytes().split())) if log.exists() else Counter()
 
     def wait(self, workers: int, job: subprocess.Popen | None = None) -> list[int]:
-        """Wait until so many processes have stopped; returns their ids."""
+        """Wait until `workers` processes have paused; returns their ids."""
         deadline = time.monotonic() + WAIT_SECONDS
         while len(held := [pid for pid, rows in self.answered().items() if rows >= self.rows]) < workers:
             assert job is None or job.poll() is None, job.stdout.read()
@@ -75,7 +75,7 @@ class Hold:
 
     @contextlib.contextmanager
     def acting(self, workers: int, act: Callable[[list[int]], None] = lambda pids: None) -> Iterator[None]:
-        """While a job runs in this process: wait until so many workers have stopped, call `act`, then release them."""
+        """While a job runs in this process: wait until `workers` processes have paused, call `act`, then release them."""
 
         def midway() -> None:
             try:

@@ -1,4 +1,4 @@
-"""A server in its own process, as users start it, for the tests of the online service."""
+"""Start the online service in a process of its own, as users do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.processes import WAIT_SECONDS
 
 
 def free_port() -> int:
-    """A free port outside the range that the system assigns by itself: Ray's processes could take such a port first."""
+    """A free port outside the range of ephemeral ports, from which Ray's processes could take the port first."""
     while True:
         port = random.randrange(20_000, 32_768)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(*overrides: str, seconds: float = WAIT_SECONDS) -> Iterator[Server]:
-    """A running server with `overrides`; it is interrupted at the end, as at a terminal."""
+    """Run a server with `overrides`; interrupt it at the end, as Ctrl-C at a terminal does."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

@@ -1,4 +1,4 @@
-"""GenerationParams: what is refused, what decides greedy or sampled, and how much room a prompt leaves."""
+"""GenerationParams: refused values, greedy or sampled, and the room that a prompt leaves."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_values_stay_as_given():
         ({"temperature": 0.5, "do_sample": False}, False),
     ],
 )
-def test_what_is_sampled(values, sampling):
+def test_greedy_or_sampled(values, sampling):
     assert GenerationParams(**values).sampling is sampling
 
 

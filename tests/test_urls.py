@@ -9,7 +9,7 @@ import pytest
 from hfray.urls import absolute, file_address, is_url, without_hash, without_query
 
 
-def test_urls_and_paths_are_told_apart():
+def test_urls_and_paths_are_distinguished():
     assert is_url("s3://bucket/a")
     assert not is_url("a/b:c")
 
@@ -36,7 +36,7 @@ def test_symlinks_are_kept(tmp_path):
         ("x?a=b.jsonl", "x?a=b.jsonl"),
     ],
 )
-def test_filesystem_options_are_cut_off_urls_only(path, without):
+def test_filesystem_options_are_removed_from_urls_only(path, without):
     assert without_query(path) == without
 
 

@@ -40,12 +40,12 @@ def run_pools(path, output, *pools: str, overrides=()) -> Summary:
 
 
 def run_fake(path, output, *overrides: str) -> Summary:
-    """Run a job with one kind of workers."""
+    """Run a job with one pool."""
     return run_batch(batch_settings(f"input.path={path}", f"output.path={output}", *QUICK, *overrides))
 
 
 def table(tmp_path: Path, rows: int) -> Path:
-    """A JSONL file of so many questions."""
+    """A JSONL file with `rows` questions."""
     return write(tmp_path / "in.jsonl", [{"question": f"row {i}"} for i in range(rows)])
 
 

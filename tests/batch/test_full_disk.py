@@ -1,4 +1,4 @@
-"""A disk that is full at the wrong moment, and a run with nothing to do: what happens to the run's own files."""
+"""A disk that is full at the wrong moment, and a run with nothing to do: the state of the run's own files."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ def settings(questions, tmp_path):
 
 
 def fill(monkeypatch, name: str) -> None:
-    """No room for `_hfray/name` any more."""
+    """Make every write of `_hfray/name` fail, as on a full disk."""
     write = OutputFolder.write_text
 
     def write_text(self: OutputFolder, file: str, content: str) -> None:
@@ -46,7 +46,7 @@ def test_no_room_for_the_summary_only(settings, monkeypatch, capsys):
     assert "cannot write summary.json: [Errno 28]" in capsys.readouterr().err
 
 
-def test_nothing_to_do_keeps_the_summary(settings):
+def test_a_run_with_nothing_to_do_keeps_the_summary(settings):
     job = prepare(settings)
     path = Path(job.output.path, "_hfray/summary.json")
     _finish(Summary(rows=8, written=PartReport(rows=8), timeline={"command": 0.0}), job)

@@ -1,4 +1,4 @@
-"""Isolation of rows that kill their worker: the groups, the culprit's error, and the gate; no Ray, no engine."""
+"""Isolation of rows that kill their worker: the groups, the error of the row that killed the workers, and the gate; no Ray, no engine."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_ordinary_blocks_run_side_by_side():
     assert engine.alone == []
 
 
-def test_a_suspect_runs_with_nothing_beside_it_and_answers_keep_their_order():
+def test_a_suspect_runs_alone_and_answers_keep_their_order():
     async def both():
         engine = Engine()
         isolation = Isolation(engine.answer, engine.report_alone)
@@ -92,7 +92,7 @@ def test_the_culprit_becomes_an_error_row_and_an_earlier_error_stays():
     assert engine.errors["fine"] is None
 
 
-def test_the_gate_lets_nobody_in_beside_one_that_is_alone():
+def test_the_gate_admits_nobody_while_one_is_alone():
     async def scenario() -> list[str]:
         gate, log = Gate(), []
         leave = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The Monitor without Ray: deaths, suspects, totals over processes, pools, and when a run is given up."""
+"""The Monitor without Ray: deaths, suspects, totals over processes, pools, and when a run gives up."""
 
 from hfray.batch.monitor import MAX_FAILED_STARTS, Monitor
 from hfray.inference.stats import LoopStats
@@ -26,14 +26,14 @@ def test_a_worker_that_answers():
     assert now.pools == {}
 
 
-def test_rows_in_flight_at_a_death_are_suspect_and_done_again():
+def test_rows_in_flight_at_a_death_are_suspect_and_answered_again():
     monitor = started(pending=3)
     monitor.begin("w", "a", ["1", "2"])
     monitor.finish("w", "a")
     monitor.begin("w", "b", ["3"])
     assert monitor.report("w", LoopStats(rows=3, generated_tokens=9))
     monitor.died("w", 1)
-    monitor.died("w", 1)  # told twice, counted once
+    monitor.died("w", 1)  # reported twice, counted once
     monitor.starting("w", "n2", 2)
     assert monitor.snapshot().deaths == 1
     assert monitor.snapshot().totals == Totals(rows=2, generated_tokens=9)
@@ -59,14 +59,14 @@ def test_a_worker_that_dies_while_it_loads():
     assert "3 times in a row (node n1)" in monitor.snapshot().cannot_start
 
 
-def test_a_worker_that_cannot_load_says_why():
+def test_a_worker_that_cannot_load_reports_the_cause():
     monitor = Monitor(1)
     monitor.starting("w", "n1", 1)
     monitor.failed("w", "no such file")
     assert monitor.snapshot().cannot_start == "no such file"
 
 
-def test_pools_are_counted_apart():
+def test_pools_are_counted_separately():
     monitor = started(pool="a")
     monitor.starting("v", "n1", 7, "b")
     monitor.report("w", LoopStats(rows=4, busy_seconds=1e9))

@@ -1,4 +1,4 @@
-"""What is checked before a run, without Ray: the input's changes between runs, and which rows are left."""
+"""The checks before a run, without Ray: changes of the input between runs, and the rows that are not done."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings_for(path, out, *overrides):
 
 
 def run(settings) -> int:
-    """Answer every row that is not done, without engines; returns how many rows that were."""
+    """Answer every row that is not done, without engines; returns the number of rows."""
     job = prepare(settings)
     with job.lease:
         blocks = [job.done.drop_from(b) for piece in job.table.slices for b in readers.read(job.table, piece, 100)]
@@ -50,7 +50,7 @@ def test_a_prepended_line_is_refused_and_named(tmp_path):
         prepare(settings_for(table, out))
 
 
-def test_appended_rows_and_new_files_are_what_is_left(tmp_path):
+def test_appended_rows_and_new_files_are_pending(tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     write(folder / "a.jsonl", range(10))
@@ -71,7 +71,7 @@ def test_done_rows_outside_a_smaller_limit_hide_no_missing_row(tmp_path):
     assert run(settings_for(table, out)) == 5
 
 
-def test_rows_with_ids_are_known_in_a_changed_file(tmp_path):
+def test_rows_with_ids_are_recognized_in_a_changed_file(tmp_path):
     table, out = tmp_path / "t.jsonl", tmp_path / "out"
     write(table, range(20))
     assert run(settings_for(table, out, "input.id_column=n")) == 20

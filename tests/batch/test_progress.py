@@ -1,4 +1,4 @@
-"""Progress: what is shown while a run goes on, and the metrics that Prometheus gets of it."""
+"""Progress: the display of a running job, and its metrics for Prometheus."""
 
 import io
 import itertools
@@ -34,7 +34,7 @@ class Clock:
         return self.now
 
 
-def test_rates_are_of_the_window():
+def test_rates_cover_the_window():
     pace = Pace(window=10)
     for second in range(31):
         rate, other = pace.add(second, 2 * second if second <= 20 else 40 + 5 * (second - 20), second)
@@ -60,7 +60,7 @@ def test_time_left_settles_though_rows_come_in_bursts():
         if seconds is not None and second > 250:
             ends.append(second + seconds)
     assert max(ends) < 1.3 * min(ends)
-    assert max(abs(b - a) for a, b in itertools.pairwise(ends)) < 30  # a second moves it by no more
+    assert max(abs(b - a) for a, b in itertools.pairwise(ends)) < 30  # the largest change between two seconds
 
 
 def test_a_stall_does_not_make_the_time_left_endless():
@@ -72,7 +72,7 @@ def test_a_stall_does_not_make_the_time_left_endless():
     assert seconds < stalled < 4 * seconds
 
 
-def test_no_time_left_before_it_can_be_told():
+def test_no_time_left_before_it_can_be_estimated():
     left = TimeLeft()
     assert left.update(0.0, 0, 100) is None
     assert left.update(5.0, 90, 10) is None
@@ -165,12 +165,12 @@ def test_the_dashboard_asks_for_metrics_that_exist():
     assert asked <= exported()
 
 
-def test_counters_are_told_as_deltas(monkeypatch):
+def test_counters_are_exported_as_increments(monkeypatch):
     import ray.util.metrics as metrics
 
     from hfray.batch.metrics import WorkerMetrics
 
-    told = []
+    exported_values = []
 
     class Recorder:
         def __init__(self, name, description="", tag_keys=()):
@@ -180,10 +180,10 @@ def test_counters_are_told_as_deltas(monkeypatch):
             assert set(tags) == set(self.tag_keys) == {"model"}
 
         def inc(self, value):
-            told.append((self.name, value))
+            exported_values.append((self.name, value))
 
         def set(self, value):
-            told.append((self.name, value))
+            exported_values.append((self.name, value))
 
     monkeypatch.setattr(metrics, "Counter", Recorder)
     monkeypatch.setattr(metrics, "Gauge", Recorder)
@@ -191,5 +191,5 @@ def test_counters_are_told_as_deltas(monkeypatch):
     worker.update(LoopStats(rows=3, running=2))
     worker.update(LoopStats(rows=3, running=1))
     worker.update(LoopStats(rows=10, running=0))
-    assert [value for name, value in told if name == "hfray_batch_rows"] == [3, 7]
-    assert [value for name, value in told if name == "hfray_batch_rows_running"] == [2, 1, 0]
+    assert [value for name, value in exported_values if name == "hfray_batch_rows"] == [3, 7]
+    assert [value for name, value in exported_values if name == "hfray_batch_rows_running"] == [2, 1, 0]

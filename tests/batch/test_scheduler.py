@@ -1,4 +1,4 @@
-"""The scheduler's books, without Ray: no block is lost, every block is completed once, whatever workers do."""
+"""The scheduler without Ray: no block is lost and every block is completed once, whatever the workers do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FakeBlock(NamedTuple):
 
 
 def scheduler_with(*workers: tuple[str, int], blocks: int = 0):
-    """A scheduler, its workers that grant so many credits each, and queued blocks 0, 1, ..."""
+    """A scheduler, its workers with the credits that each has granted, and the queued blocks 0, 1, ..."""
     scheduler: Scheduler[FakeBlock] = Scheduler()
     slots = []
     for number, (pool, credits) in enumerate(workers):
@@ -107,7 +107,7 @@ def test_a_copied_block_is_requeued_only_after_both_workers_died(first):
     assert [block.ref for block in scheduler.queued] == [0]
 
 
-def test_a_process_that_replaced_an_idle_one_owes_only_what_is_on_its_way():
+def test_a_process_that_replaced_an_idle_one_owes_only_the_blocks_in_transit():
     scheduler, (worker,) = scheduler_with(("a", 2), blocks=2)
     for _, block in scheduler.dispatch(0.0):
         scheduler.completed(worker, block)
@@ -133,11 +133,11 @@ EVENTS = st.lists(st.tuples(st.sampled_from("grant answer die lose tick".split()
 
 @settings(max_examples=300, deadline=None)
 @given(events=EVENTS, workers=st.integers(1, 4), blocks=st.integers(0, 12))
-def test_whatever_happens_every_block_is_answered_once(events, workers, blocks):
-    """Random grants, answers, deaths, lost answers and time; afterwards all workers behave, and everything is done."""
+def test_random_events_lose_no_block_and_answer_none_twice(events, workers, blocks):
+    """Random grants, answers, deaths, lost answers and times; then all workers work, and every block is answered."""
     scheduler, slots = scheduler_with(*[("pool", 0)] * workers, blocks=blocks)
     now, pids = 0.0, iter(range(1000, 100_000))
-    with_worker = {slot.name: [] for slot in slots}  # what each process holds, as the worker itself knows it
+    with_worker = {slot.name: [] for slot in slots}  # the blocks that each process holds
     answered: list[FakeBlock] = []
 
     def send(assignments) -> None:

@@ -50,6 +50,6 @@ ctypes.PyDLL(None).sleep(3600)
 """
 
 
-def test_a_process_whose_native_code_keeps_the_lock_is_ended():
+def test_a_process_is_ended_while_native_code_holds_the_gil():
     done = subprocess.run([sys.executable, "-c", FREEZE], capture_output=True, timeout=60, check=False)
     assert done.returncode == 1

@@ -96,16 +96,16 @@ import sys, ray
 from hfray.batch.job import run_batch
 from tests.conftest import batch_settings
 ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-print(run_batch(batch_settings(*sys.argv[1:])).written.rows)
+for size in (1, 3):
+    output = f"output.path={sys.argv[2]}/{size}"
+    print(run_batch(batch_settings("conf=fake", f"workers.size={size}", f"input.path={sys.argv[1]}", output)).written.rows)
 """
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_job_on_one_cpu_ends(tmp_path, size):
+def test_jobs_of_one_and_of_three_workers_end_on_one_cpu(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"question": f"row {i}"}) + "\n" for i in range(50)))
-    command = [sys.executable, "-c", ON_ONE_CPU, "conf=fake", f"workers.size={size}"]
-    command += [f"input.path={path}", f"output.path={tmp_path / 'out'}"]
+    command = [sys.executable, "-c", ON_ONE_CPU, str(path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.stdout.split()[-1:] == ["50"], done.stderr
+    assert done.stdout.split()[-2:] == ["50", "50"], done.stderr

@@ -1,4 +1,4 @@
-"""Every preset composes; the message of every mistake has its key, its value and a remedy."""
+"""Every preset composes; every error names the key, the value and a remedy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_default_is_the_real_model_in_fp32():
     assert settings.errors.max_fraction == 0.05
 
 
-def test_presets_are_what_they_promise():
+def test_presets_have_the_settings_of_their_name():
     gpt2 = batch_settings(*IO, "conf=gpt2_openvino")
     assert gpt2.backend.ov_config == {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "CACHE_DIR": ""}
     assert gpt2.params.max_new_tokens == 10
@@ -173,7 +173,7 @@ def test_a_required_key_without_a_value_is_named():
         load_settings(["output.path=x"])
 
 
-def test_open_keys_take_what_their_library_takes():
+def test_open_keys_accept_any_option_of_their_library():
     settings = batch_settings(
         *IO,
         "backend.ov_config.MY_PROPERTY=7",
@@ -188,19 +188,19 @@ def test_open_keys_take_what_their_library_takes():
     assert fingerprint(vllm)["backend.options.max_model_len"] == 512
 
 
-def test_stop_is_spelled_as_langchain_does_too():
+def test_stop_is_accepted_as_in_langchain():
     assert batch_settings(*IO, "generation.stop=END").params.stop_strings == ("END",)
     assert batch_settings(*IO, "generation.stop_strings=[a,b]").params.stop_strings == ("a", "b")
 
 
-def test_cfg_prints_what_runs(tmp_path):
+def test_cfg_prints_the_settings_of_the_run(tmp_path):
     done = run_job(*IO, "conf=bloom_gpu", "--cfg", cwd=tmp_path)
     assert done.returncode == 0
     assert build(BatchSettings, yaml.safe_load(done.stdout)).device.index == 0
 
 
 def test_settings_made_in_python_equal_composed_ones():
-    """Nothing rewrites settings after they are made, and both ways give the same."""
+    """Nothing changes settings after they are made, and both ways give equal settings."""
     model, backend, pool_backend = (
         ModelSettings(source="m"),
         FakeBackend(name="fake"),
@@ -238,7 +238,7 @@ def test_settings_are_checked_without_heavy_imports():
     assert done.stdout.strip() == "[]"
 
 
-def test_generation_names_are_transformers_own():
+def test_generation_settings_have_the_names_of_transformers():
     from transformers import GenerationConfig
 
     ours = {"seed", "ignore_eos", "logprobs", "presence_penalty", "frequency_penalty"}

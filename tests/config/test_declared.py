@@ -1,4 +1,4 @@
-"""Declared types of the settings, and error locations followed through them."""
+"""Declared types of the settings, and the settings keys of pydantic's error locations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people type after `key=` arrives, through a real shell too."""
+"""Text after `key=` arrives unchanged, also through a real shell."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_text_arrives_through_a_shell():
 
 
 def test_every_template_and_path_arrives_through_a_shell():
-    """One shell and one process for all of them: each would take a second."""
+    """All of them in one shell and one process, because each process takes a second."""
     code = (
         "import json, sys; from hfray import load_settings; "
         "made = [load_settings(['output.path=out', *pair]) for pair in zip(sys.argv[1::2], sys.argv[2::2])]; "

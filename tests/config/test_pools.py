@@ -19,7 +19,7 @@ def settings(*overrides: str):
     return batch_settings(*IO, *overrides)
 
 
-def test_a_pool_has_what_it_names_and_else_the_jobs_own():
+def test_a_pool_overrides_some_settings_and_inherits_the_others():
     workers = "workers=[{name: gpus, gpus: 2}, {backend: openvino_exact, device: cpu, size: [1, 4], cpus: 16}]"
     gpu, cpu = settings("conf=bloom_gpu", workers).pools.items()
     assert (gpu[0], gpu[1].backend.name, gpu[1].device.index, gpu[1].workers.gpus) == ("gpus", "transformers", 0, 2)
@@ -28,7 +28,7 @@ def test_a_pool_has_what_it_names_and_else_the_jobs_own():
     assert cpu[1].model == gpu[1].model
 
 
-def test_a_list_of_one_is_that_one():
+def test_a_list_of_one_pool_equals_plain_workers():
     plain = settings("backend=transformers", "workers.size=2", "workers.cpus=3")
     listed = settings("workers=[{backend: transformers, size: 2, cpus: 3}]")
     assert listed == plain
@@ -61,7 +61,7 @@ def test_a_key_of_all_workers_beside_pools_is_named():
         settings("workers=[{}, {}]", "workers.size=3")
 
 
-def test_what_pools_run_decides_the_text_not_how_many_or_in_which_order():
+def test_the_fingerprint_holds_what_pools_run_and_not_their_number_or_order():
     def mark(workers):
         return fingerprint(settings(f"workers={workers}"))
 

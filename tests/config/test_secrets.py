@@ -35,7 +35,7 @@ def test_secret_names(name):
 @pytest.mark.parametrize(
     "name", ["max_new_tokens", "batch_tokens", "eos_token_id", "tokenizer", "key", "row_id", "scheme", "design"]
 )
-def test_names_of_no_secret(name):
+def test_names_that_are_not_secret(name):
     assert not is_secret_name(name)
 
 

@@ -21,7 +21,7 @@ def test_impossible_workers_are_refused(values):
         WorkerSettings(**values)
 
 
-def test_a_pool_without_what_it_runs():
+def test_a_pool_without_an_engine():
     assert PoolSettings(name="x", size=2, cpus=3).workers == WorkerSettings(size=2, cpus=3)
 
 

@@ -1,4 +1,4 @@
-"""Object storage, against a server that speaks S3: tables, models, output and its resume; and no secret written."""
+"""Object storage on a local S3 server: tables, models, output, resume, and no secret in any file or message."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from hfray.errors import SettingsError, SupersededError
 from hfray.urls import file_address, without_query
 from tests.conftest import S3_SECRET as SECRET
 from tests.conftest import batch_settings, run_job
+from tests.processes import WAIT_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +90,7 @@ def test_output_folder(s3, s3_query, spelling, monkeypatch):
     assert not folder.is_local
     assert folder.parts() == []
     folder.prepare()
-    folder.prepare()  # again, as a run that goes on does
+    folder.prepare()  # again, as a resumed run does
     folder.write_json("owner.json", {"run_id": "me"})
     schema = output_schema(pa.schema([("question", pa.string())]))
     columns = {name: [None, None] for name in schema.names} | {"row_id": ["t:0", "t:1"], "error": [None, "bad"]}
@@ -127,14 +128,14 @@ def test_model_is_fetched_once_and_again_when_it_changes(s3, tmp_path, monkeypat
 
 
 @pytest.mark.ray
-def test_killed_job_goes_on_and_no_secret_is_written(s3, s3_environment):
+def test_a_killed_job_resumes_and_no_secret_is_written(s3, s3_environment):
     put(s3, "job/table.jsonl", questions(120))
     environment = os.environ | s3_environment
     command = ["conf=fake", "input.path=s3://bucket/job/table.jsonl", "output.path=s3://bucket/job-out"]
     slow = ["backend.step_seconds=0.1", "backend.tokens_per_step=4", "backend.batch_size=8", "output.flush_seconds=0.5"]
     killed = subprocess.Popen([sys.executable, "-m", "jobs.batch", *command, *slow], env=environment)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + WAIT_SECONDS
         while not any(key.endswith(".parquet") for key in keys(s3, "job-out")):
             assert killed.poll() is None
             assert time.monotonic() < deadline
@@ -158,7 +159,7 @@ def test_killed_job_goes_on_and_no_secret_is_written(s3, s3_environment):
 
 @pytest.mark.parametrize("key", ["input.path", "output.path", "model.source"])
 @pytest.mark.parametrize("url", [f"s3://AKIA:{SECRET}@bucket/x", f"s3://bucket/x?secret_key={SECRET}"])
-def test_secrets_in_urls_are_refused_unsaid(key, url):
+def test_secrets_in_urls_are_refused_without_repeating_them(key, url):
     with pytest.raises(SettingsError) as refusal:
         batch_settings("conf=fake", "input.path=-", "output.path=-", f"{key}={url}")
     assert key in str(refusal.value)
@@ -174,7 +175,7 @@ def test_tokens_in_settings_are_not_written():
 
 
 def test_addresses_of_other_clouds():
-    """Google's and Azure's: opened and named, not read (no server of theirs here)."""
+    """Google's and Azure's addresses are opened but not read, because there is no test server for them."""
     filesystem, path = open_filesystem("gs://anonymous@bucket/a/b.jsonl", "input.path")
     assert (filesystem.type_name, path) == ("gcs", "bucket/a/b.jsonl")
     assert file_address("gs://anonymous@bucket/a", "bucket/a/b c") == "gs://anonymous@bucket/a/b%20c"

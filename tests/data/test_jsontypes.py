@@ -1,4 +1,4 @@
-"""Arrow types for JSON values: each value comes out as it went in, or as its JSON text."""
+"""Arrow types for JSON values: each value comes back unchanged or as its JSON text."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_deeply_nested_values_can_be_read_back(wrap, depth):
     assert (json.loads(back) if depth > jsontypes.MAX_NESTING else back) == value
 
 
-def test_rows_of_one_shape_are_looked_at_once():
+def test_rows_of_one_shape_are_examined_once():
     columns = jsontypes.Columns()
     for i in range(5):
         columns.add({"a": "x", "b": None, "n": 2**53 * (i == 4) + i})

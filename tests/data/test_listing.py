@@ -1,4 +1,4 @@
-"""Which files an input path means."""
+"""The files that an input path selects."""
 
 from __future__ import annotations
 

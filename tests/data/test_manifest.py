@@ -66,7 +66,7 @@ def test_a_changed_file_is_named(jsonl, content):
         manifest.check_unchanged(look(jsonl), before)
 
 
-def test_a_last_line_without_its_end_may_not_grow(jsonl):
+def test_a_last_line_without_a_newline_may_not_grow(jsonl):
     jsonl.write_text("".join(LINES).removesuffix("\n"))
     before = manifest.take_stamps(look(jsonl))
     jsonl.write_text("".join(LINES) + LINES[0])
@@ -83,7 +83,7 @@ def test_a_compressed_file_may_not_grow(tmp_path):
         manifest.check_unchanged(look(path), before)
 
 
-def test_files_may_join_but_not_leave(jsonl):
+def test_files_may_be_added_but_not_removed(jsonl):
     folder = jsonl.parent
     before = manifest.take_stamps(look(folder))
     (folder / "b.jsonl").write_text(LINES[0])

@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_no_file(output, monkeypatch):
     assert not list(pathlib.Path(output.root).glob("_hfray/*/part*"))
 
 
-def test_failed_rows_are_dropped_to_be_done_again(output):
+def test_failed_rows_can_be_dropped_and_answered_again(output):
     output.write_part("part-mine-0.parquet", [rows(["a:0", "a:1"], {1})], "mine")
     output.write_part("part-mine-1.parquet", [rows(["a:2"], {0})], "mine")
     assert [drop_failed_rows(output, part) for part in output.parts()] == [1, 1]
@@ -83,7 +83,7 @@ def test_a_damaged_json_file_is_named(output, tmp_path, content):
         output.read_json("run.json")
 
 
-def test_foreign_files_are_seen_and_a_file_as_folder_is_named(output, tmp_path):
+def test_foreign_files_are_listed_and_a_file_in_place_of_the_folder_is_named(output, tmp_path):
     (tmp_path / "out" / "notes.txt").touch()
     assert output.foreign_files() == ["notes.txt"]
     with pytest.raises(SettingsError, match="is not writable"):
@@ -108,7 +108,7 @@ def test_one_row_in_one_row_out():
         answered(rows(["a", "b"]).select(["q", "row_id", "error"]), ["a"], [Completion()])
 
 
-def test_a_record_alone():
+def test_one_record_becomes_the_row_of_the_batch_job():
     row = RecordRow("id").read({"id": 7, "q": "x", "tags": ["a"]})
     assert (row.row_id, row.values) == ("7", {"id": 7, "q": "x", "tags": ["a"]})
     out = row.answered("cut \ud83d", Completion("t", "stop", 1, 1), None)

@@ -91,7 +91,7 @@ def test_a_file_that_changed_after_the_scan_gives_row_errors(tmp_path):
 
 
 def test_a_slice_is_read_from_its_own_offset(tmp_path, monkeypatch):
-    """Not from the file's beginning: a task's memory does not depend on the size of the file."""
+    """A task does not read the file from its beginning, so its memory does not depend on the size of the file."""
     monkeypatch.setattr("hfray.data.files.SLICE_BYTES", 1 << 20)
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"x": i, "text": "y" * 1000}) + "\n" for i in range(20_000)))
@@ -112,7 +112,7 @@ def test_a_compressed_file_is_one_slice(tmp_path, monkeypatch):
     assert values(read(tmp_path / "a.jsonl.gz")) == [1] * 100
 
 
-def test_brackets_inside_strings_are_no_nesting():
+def test_brackets_inside_strings_do_not_count_as_nesting():
     assert lines.parse_json(b'{"x": "' + rb"\"" + b"[" * 600 + b'"}') == ({"x": '"' + "[" * 600}, None)
 
 
@@ -176,7 +176,7 @@ def test_an_unusable_header_is_named(tmp_path, content, reason):
 
 
 def test_a_record_has_a_limited_size(tmp_path, monkeypatch):
-    """So that an unclosed quote early in a large file does not collect the file in memory."""
+    """Otherwise an unclosed quote early in a large file would collect the whole file in memory."""
     monkeypatch.setattr(csv, "MAX_RECORD_CHARACTERS", 50)
     (tmp_path / "a.csv").write_text('x\n"open\n' + "line\n" * 100)
     rows = read(tmp_path / "a.csv")
@@ -248,7 +248,7 @@ def test_string_views(tmp_path):
     assert values(read(tmp_path)) == ["a", None, "b"]
 
 
-def test_no_columns_are_all_rows(tmp_path):
+def test_reading_without_columns_still_counts_the_rows(tmp_path):
     write(tmp_path / "a.parquet", pa.array(["a", "b", "c"]))
     rows = read(tmp_path / "a.parquet", columns=[])
     assert [set(row) for row in rows] == [{"row_id", "error"}] * 3

@@ -1,4 +1,4 @@
-"""Tables in: every format, every kind of broken line, every value as it was."""
+"""Scanning and reading tables: every format, every kind of broken line, and unchanged values."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def without_own(rows):
     return [{k: v for k, v in row.items() if k not in ("row_id", "error")} for row in rows]
 
 
-def test_jsonl_values_come_out_as_they_were(tmp_path):
+def test_jsonl_values_stay_unchanged(tmp_path):
     rows = read(write_jsonl(tmp_path / "a.jsonl", ROWS))
     assert without_own(rows) == ROWS
     assert [row["row_id"] for row in rows] == ["a.jsonl:0", "a.jsonl:1", "a.jsonl:2"]
 
 
-def test_files_of_several_paths_are_read_once_and_named_by_their_place(tmp_path):
+def test_files_of_several_paths_are_read_once_and_named_by_their_relative_path(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "a.jsonl", ROWS[:1])
@@ -64,7 +64,7 @@ def test_files_of_several_paths_are_read_once_and_named_by_their_place(tmp_path)
     ]  # as beside another
 
 
-def test_parquet_values_come_out_as_they_were(tmp_path):
+def test_parquet_values_stay_unchanged(tmp_path):
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=2)
     assert without_own(read(tmp_path / "a.parquet")) == ROWS
 
@@ -75,17 +75,17 @@ def test_objects_of_differing_keys_stay_json_text(tmp_path):
     assert [None if row["o"] is None else json.loads(row["o"]) for row in read_back] == [row["o"] for row in rows]
 
 
-def test_numbers_among_strings_stay_readable(tmp_path):
+def test_numbers_among_strings_become_text(tmp_path):
     rows = read(write_jsonl(tmp_path / "a.jsonl", [{"x": 1}, {"x": "one"}, {"x": 2.5}, {"x": 1 << 80}]))
     assert [row["x"] for row in rows][:3] == ["1", "one", "2.5"]
 
 
-def test_large_integers_are_not_made_floats(tmp_path):
+def test_large_integers_do_not_become_floats(tmp_path):
     rows = read(write_jsonl(tmp_path / "a.jsonl", [{"x": (1 << 60) + 1}, {"x": 0.5}]))
     assert rows[0]["x"] == str((1 << 60) + 1)
 
 
-def test_broken_lines_are_rows_that_say_where(tmp_path):
+def test_broken_lines_are_error_rows_with_their_line_number(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"q": "one"}\n\n{"q": "tw\n[1]\n{"q": "\xff\xfe"}\n{"q": "six"}')
     rows = read(path)
@@ -110,7 +110,7 @@ def test_csv_keeps_strings_and_reports_ragged_lines(tmp_path):
     assert rows[1]["error"] == "a.csv, line 4: has 1 fields, and the header has 2"
 
 
-def test_text_is_a_row_a_line(tmp_path):
+def test_each_line_of_a_text_file_is_a_row(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\nthree\n")
     assert [row["text"] for row in read(tmp_path / "a.txt")] == ["one", "", "three"]
 
@@ -174,7 +174,7 @@ def test_unusable_input_is_named(tmp_path, content, options, words):
         assert word in str(caught.value)
 
 
-def test_a_file_of_unknown_ending_asks_for_its_format(tmp_path):
+def test_an_unknown_file_extension_asks_for_the_format(tmp_path):
     (tmp_path / "a.dat").write_text('{"q": 1}\n')
     with pytest.raises(SettingsError, match=r"input\.format"):
         scan(InputSettings(path=str(tmp_path / "a.dat")))

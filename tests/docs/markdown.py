@@ -25,7 +25,7 @@ printf '%s\\0' "$#" "$@" >> "$RECORD"
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `run` says that a test runs it as it stands: the page marks it with `<!-- run -->`."""
+    """A fenced block. A page marks blocks that a test runs unchanged with `<!-- run -->`: `run` is true for these."""
 
     page: Path
     language: str
@@ -39,7 +39,7 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def job_commands(text: str, folder: Path) -> list[list[str]]:
-    """The arguments `jobs.NAME ...` of every job that a shell block starts, as bash splits them. Runs nothing else."""
+    """The arguments `jobs.NAME ...` of every job that a shell block starts, as bash splits them. No job runs."""
     for name in ("python", "ray"):
         program = folder / name
         program.write_text(RECORDER)

@@ -1,4 +1,4 @@
-"""The commands that the pages show: bash runs the marked blocks as they stand, and every other job command composes."""
+"""The commands on the pages: bash runs the marked blocks unchanged, and the settings of all other commands compose."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_constraints_hold_public_versions_only():
 
 
 def test_freeze_lists_public_versions_of_everything_but_hfray():
-    """What `make constraints` writes, from the environment of this test."""
+    """The output of `make constraints` in the environment of this test."""
     command = [sys.executable, ROOT / ".ci" / "freeze.py"]
     found = pinned_in(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert "pytest" in found

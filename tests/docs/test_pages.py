@@ -1,4 +1,4 @@
-"""The Markdown pages themselves: links, Python blocks, the length of the README."""
+"""The Markdown pages: links, named paths, Python blocks, and the length of the README."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import pytest
 
 from tests.docs.markdown import LINK, PAGES, PATH_IN_CODE, ROOT, anchors, blocks
 
-GENERATED = ROOT / "docs" / "settings.md"  # a command writes it; its own test says whether it is fresh
+GENERATED = (
+    ROOT / "docs" / "settings.md"
+)  # generated; tests/tools/test_settings_page.py checks whether it is up to date
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     for match in LINK.finditer(page.read_text()):
         target, _, anchor = match["target"].partition("#")
         if target.startswith(("http:", "https:")):
@@ -40,7 +42,7 @@ def test_python_blocks_import_public_names(page):
                 assert {alias.name for alias in node.names} <= set(hfray.__all__)
 
 
-def test_the_readme_is_a_front_door():
+def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     assert (ROOT / "docs" / "report.png").stat().st_size < 200_000
     for page in (ROOT / "docs").glob("*.md"):

@@ -1,4 +1,4 @@
-"""Tokens to text: whole characters, cut before stop strings, decoded no more often than it takes."""
+"""Tokens to text: whole characters, stop strings, and as few decoding calls as possible."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Counting:
 
 
 class Fallback:
-    """A tokenizer like Llama's: what is no word becomes bytes, and a torn run of these is lost whole."""
+    """A tokenizer like Llama's: unknown words become bytes, and an incomplete run of bytes decodes to nothing."""
 
     bos_id = None
 
@@ -54,7 +54,7 @@ class Fallback:
 
 @pytest.fixture(params=["bytes", "fallback", "real"])
 def tokenizer(request):
-    if request.param == "bytes":  # every token a part of a character, or one
+    if request.param == "bytes":  # each token is a character or a part of a character
         return Counting(FakeTokenizer())
     if request.param == "fallback":
         return Counting(Fallback())
@@ -63,7 +63,7 @@ def tokenizer(request):
     return Counting(load_tokenizer(request.getfixturevalue("smollm2")))
 
 
-def test_streamed_pieces_are_the_text(tokenizer):
+def test_streamed_pieces_join_to_the_text(tokenizer):
     ids = tokenizer.encode(TEXT, add_special_tokens=False)
     text, tokenizer.count = CompletionText(tokenizer, tokenizer.encode("Say:"), stream=True), 0
     pieces = [text.push([token]) for token in ids]
@@ -74,7 +74,7 @@ def test_streamed_pieces_are_the_text(tokenizer):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("stop", STOPS)
-def test_a_stop_string_ends_it_with_its_last_token(tokenizer, stop, stream):
+def test_a_stop_string_ends_the_text_with_its_last_token(tokenizer, stop, stream):
     ids = tokenizer.encode(TEXT, add_special_tokens=False)
     text, sent = CompletionText(tokenizer, [], [stop, "nor this"], stream), ""
     for count, token in enumerate(ids, start=1):
@@ -88,13 +88,13 @@ def test_a_stop_string_ends_it_with_its_last_token(tokenizer, stop, stream):
     assert not stream or sent == text.text
 
 
-def test_a_prompt_that_ends_in_long_characters_is_no_matter(tokenizer):
+def test_a_prompt_may_end_in_characters_of_several_bytes(tokenizer):
     ids = tokenizer.encode("གངx and more", add_special_tokens=False)
     text = CompletionText(tokenizer, tokenizer.encode("xཀཁ", add_special_tokens=False), stream=True)
     assert "".join(text.push([token]) for token in ids) + text.finish() == "གངx and more"
 
 
-def test_what_cannot_stop_is_not_decoded(tokenizer):
+def test_tokens_are_not_decoded_without_stop_strings(tokenizer):
     ids = tokenizer.encode("plain words and 😀, no line's end. " * 20, add_special_tokens=False)
     text = CompletionText(tokenizer, [], ["\n\n"])
     for token in ids:

@@ -1,4 +1,4 @@
-"""The handle of one answer, without an engine: the test plays the loop."""
+"""The handle of one answer, without an engine: the test takes the place of the loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_only_the_first_outcome_counts():
     assert handle.result() is DONE
 
 
-def test_cancel_drops_the_request_once_and_wakes_who_waits():
+def test_cancel_drops_the_request_once_and_wakes_the_waiting_thread():
     dropped = []
     handle = Handle(dropped.append)
     waiting = threading.Thread(target=wait, args=([handle],))
@@ -44,7 +44,7 @@ def test_cancel_drops_the_request_once_and_wakes_who_waits():
     waiting.join(timeout=60)
     assert not waiting.is_alive()
     assert dropped == [handle]
-    handle.finish(DONE)  # the loop's last word comes too late
+    handle.finish(DONE)  # the loop's completion arrives too late
     with pytest.raises(CancelledError):
         handle.result()
 
@@ -57,14 +57,14 @@ def test_a_finished_handle_cannot_be_cancelled():
     assert not dropped
 
 
-def test_count_notes_first_and_last_token():
+def test_count_records_the_times_of_first_and_last_token():
     handle = Handle()
     for tokens, now in ((1, 5.0), (2, 6.0), (1, 8.0)):
         handle.count(tokens, now)
     assert (handle.first_token, handle.last_token, handle.num_tokens) == (5.0, 8.0, 4)
 
 
-def test_take_joins_what_has_piled_up():
+def test_take_joins_all_unread_pieces():
     handle = Handle(stream=True)
     assert handle.take() is None
     handle.push("a", [(1, -0.1, [])])
@@ -147,7 +147,7 @@ def test_a_slow_reader_gets_fewer_pieces_and_the_whole_text():
     assert asyncio.run(read()) == [Piece("abc", [], DONE)]
 
 
-def test_gather_returns_completions_in_order_and_await_one():
+def test_gather_returns_all_completions_in_order_and_await_returns_one():
     async def read():
         handles = [Handle() for _ in range(5)]
         thread = threading.Thread(target=lambda: [h.finish(Completion(str(i))) for i, h in enumerate(handles)])
@@ -159,7 +159,7 @@ def test_gather_returns_completions_in_order_and_await_one():
     assert asyncio.run(asyncio.wait_for(read(), 60)) == (list("01234"), "3", [])
 
 
-def test_cancelling_who_awaits_cancels_the_answer():
+def test_cancelling_the_awaiting_task_cancels_the_answer():
     async def read():
         handle = Handle()
         task = asyncio.ensure_future(_wait_for(handle))

@@ -18,7 +18,7 @@ PROMPTS = [Prompt(f"prompt {number}") for number in range(6)]
 
 
 class Held(FakeEngine):
-    """A fake engine that waits in each step until the test lets it go on."""
+    """A fake engine that waits in each step until the test releases it."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -99,7 +99,7 @@ def test_followers_wait_for_their_leader(held):
     assert engine.added == [leader.request_id]
 
 
-def test_a_shared_sequence_ends_when_nobody_waits_for_it(held):
+def test_a_shared_sequence_ends_when_its_last_follower_is_cancelled(held):
     loop, engine = held
     handles = [loop.submit(PROMPTS[0], PARAMS, share=True) for _ in range(3)]
     blocker = loop.submit(PROMPTS[1], PARAMS)
@@ -151,7 +151,7 @@ def test_a_closed_loop_refuses_prompts(loop):
         loop.generate(PROMPTS[:1], PARAMS)
 
 
-def test_a_handle_that_is_cancelled_on_its_way_in_never_reaches_the_engine(held):
+def test_a_handle_cancelled_before_it_is_added_never_reaches_the_engine(held):
     loop, engine = held
     first = loop.submit(PROMPTS[0], PARAMS)
     second = loop.submit(PROMPTS[1], PARAMS)

@@ -46,7 +46,7 @@ def test_a_bad_row_fails_alone(worker):
     assert (worker.loop.stats.rows, worker.loop.stats.failed_rows) == (5, 3)
 
 
-def test_no_rows_are_no_work(worker):
+def test_an_empty_block_needs_no_engine(worker):
     assert answer(worker, []) == ([], [])
 
 

@@ -1,4 +1,4 @@
-"""What a command prints at its end, whatever characters the rows hold and whatever the terminal can show."""
+"""The output at the end of a command, with any characters in the rows and any encoding of the terminal."""
 
 import io
 import subprocess
@@ -38,14 +38,14 @@ def printed(**changes) -> str:
     return out.getvalue()
 
 
-def test_texts_of_rows_are_printed_as_they_are():
+def test_texts_of_rows_are_printed_unchanged():
     text = printed(output="/[/data]/out")
     assert text.count(ODD) == 4
     assert "output: /[/data]/out\n" in text
     assert "4.0 rows/s, 8 generated tokens/s" in text
 
 
-def test_errors_of_a_plan_are_printed_as_they_are():
+def test_errors_of_a_plan_are_printed_unchanged():
     prompts, out = Lengths(), io.StringIO()
     prompts.add(np.array([5, 9]))
     trial = Trial(prompts=prompts, sampled=3, tried=2, finished=2, seconds=1.0, generated_tokens=8)
@@ -56,7 +56,7 @@ def test_errors_of_a_plan_are_printed_as_they_are():
     assert "nothing was written" in out.getvalue()
 
 
-def test_what_the_engines_did():
+def test_the_summary_of_the_engines():
     pools = {"here": PoolReport(workers=1, rows=8, busy_share=0.5), "gone": PoolReport()}
     engine = EngineReport(
         steps=4,

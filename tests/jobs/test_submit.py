@@ -1,4 +1,4 @@
-"""`ray job submit` for real: a head of its own on loopback, with a token; the end of a job as its status, and its stop."""
+"""`ray job submit` to a Ray head of this test on loopback, with a token: status, exit code, stop and resume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
-from tests.processes import Hold
+from tests.processes import WAIT_SECONDS, Hold
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def details(environment, job: str) -> dict:
 
 
 def wait_for_end(environment, job: str) -> dict:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + WAIT_SECONDS
     while (found := details(environment, job))["status"] in ("PENDING", "RUNNING"):
         assert time.monotonic() < deadline, found
         time.sleep(0.3)
@@ -70,7 +70,7 @@ def row_ids(folder: Path) -> list[str]:
     return ds.dataset(folder, format="parquet").to_table(columns=["row_id"])["row_id"].to_pylist()
 
 
-def test_no_token_no_job(environment):
+def test_a_wrong_token_starts_no_job(environment):
     stranger = {key: value for key, value in environment.items() if key != "RAY_AUTH_TOKEN_PATH"}
     stranger["RAY_AUTH_TOKEN"] = "0" * 64
     done = ray_job(stranger, "submit", "--", "echo", "hello")
@@ -79,7 +79,7 @@ def test_no_token_no_job(environment):
 
 
 def test_relative_paths_are_refused_and_the_exit_code_is_the_status(environment, questions):
-    """With the package that the cluster has installed: nothing is sent along."""
+    """The job uses the package that is installed on the cluster; it uploads no code."""
     command = ["submit", "--submission-id", "relative", "--", "python", "-m", "jobs.batch", "conf=fake"]
     done = ray_job(environment, *command, f"input.path={questions}", "output.path=answers")
     assert done.returncode == 1
@@ -92,8 +92,8 @@ def test_relative_paths_are_refused_and_the_exit_code_is_the_status(environment,
     assert found["driver_exit_code"] == 2
 
 
-def test_stopped_job_goes_on(environment, tmp_path):
-    """With this checkout as the working directory."""
+def test_a_stopped_job_resumes(environment, tmp_path):
+    """The job uploads this checkout as its working directory."""
     table, out = tmp_path / "table.jsonl", tmp_path / "out"
     table.write_text("".join(json.dumps({"question": f"Number {i}?"}) + "\n" for i in range(200)))
     runtime = json.dumps({"excludes": demo.EXCLUDES})
@@ -103,7 +103,7 @@ def test_stopped_job_goes_on(environment, tmp_path):
     held += Hold(tmp_path, 40).overrides
     first = ray_job(environment, *submit, "--no-wait", "--submission-id", "first", "--", *command, *held)
     assert first.returncode == 0, first.stderr
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + WAIT_SECONDS
     while not list(out.glob("*.parquet")):
         assert details(environment, "first")["status"] in ("PENDING", "RUNNING"), ray_job(environment, "logs", "first")
         assert time.monotonic() < deadline
@@ -123,8 +123,8 @@ def test_stopped_job_goes_on(environment, tmp_path):
     assert not re.search(r"[\r\x1b]", ours.split("\n", 1)[1].rsplit("--------", 3)[0])  # plain lines in a log
 
 
-def test_all_that_was_started_ends(tmp_path):
-    """The demo ends its own processes, to the last, and none else (no `ray stop`)."""
+def test_the_demo_ends_every_process_that_it_started(tmp_path):
+    """The demo ends all of its own processes and no other ones, so it may not use `ray stop`."""
     import psutil
 
     child = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"], start_new_session=True)

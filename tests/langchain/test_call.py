@@ -1,4 +1,4 @@
-"""The text of a call: prompt, prefix, and spaces before punctuation."""
+"""Prompt and text of a call: prefix, full text, and spaces before punctuation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_prompt_precedes_the_completion_only_if_asked():
     assert call().text("Hello", Completion()) == "Hello"
 
 
-def test_the_prefix_is_read_and_not_returned():
+def test_the_prefix_is_prepended_and_not_returned():
     with_prefix = call(prefix="Once. ")
     assert with_prefix.prompt("Hello").text == "Once. Hello"
     assert with_prefix.text("Hello", Completion(text="!")) == "Hello!"

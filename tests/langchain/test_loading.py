@@ -1,4 +1,4 @@
-"""Loading: the weights once, on the engine's own device, with the arguments that the hub needs."""
+"""Loading: the weights are loaded once, on the engine's device, with the arguments for the hub."""
 
 from __future__ import annotations
 

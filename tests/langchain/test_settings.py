@@ -1,4 +1,4 @@
-"""Generation settings: precedence, names that ask for nothing, names that are refused."""
+"""Generation settings: precedence, neutral values, refused names."""
 
 from __future__ import annotations
 

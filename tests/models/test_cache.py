@@ -1,4 +1,4 @@
-"""The cache: an entry is complete or absent, and one process makes it."""
+"""The cache: an entry is complete or absent, and exactly one process makes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model folder says about itself, from files alone."""
+"""Facts about a model folder, read from its files."""
 
 from __future__ import annotations
 

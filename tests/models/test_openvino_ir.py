@@ -1,4 +1,4 @@
-"""The export's own decisions, without an export: group sizes, the command, its errors, the cache's key."""
+"""The decisions before an export, without an export: group sizes, the command, its errors, the cache key."""
 
 from __future__ import annotations
 

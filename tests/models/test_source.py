@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hfray.batch.job import run_batch
 from hfray.errors import SettingsError
 from hfray.models import source as sources
 from hfray.models.source import describe, fetch, prepare
-from tests.conftest import batch_settings, run_job
+from tests.conftest import batch_settings
 
 
 def settings_for(source, *overrides):
@@ -69,22 +70,15 @@ def test_a_folder_without_tokenizer_is_named(model_folder):
 
 
 @pytest.mark.ray
-def test_a_folder_without_tokenizer_is_named_before_the_job_starts(tiny_gpt2, questions, tmp_path):
+def test_a_folder_without_tokenizer_is_named_before_workers_start(shared_ray, tiny_gpt2, questions, tmp_path):
     folder = without_tokenizer(tiny_gpt2, tmp_path / "model")
-    done = run_job(
-        f"input.path={questions}",
-        f"output.path={tmp_path / 'out'}",
-        "conf=smollm2_cpu",
-        "model=local",
-        f"model.source={folder}",
-    )
-    assert done.returncode == 2
-    assert "the folder has no tokenizer" in done.stderr
-    assert "Traceback" not in done.stderr
+    io = [f"input.path={questions}", f"output.path={tmp_path / 'out'}"]
+    with pytest.raises(SettingsError, match="the folder has no tokenizer"):
+        run_batch(batch_settings(*io, "conf=smollm2_cpu", "model=local", f"model.source={folder}"))
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "/nowhere/model.gguf"])
-def test_what_is_not_there_is_named(source):
+def test_a_missing_source_is_named(source):
     with pytest.raises(SettingsError, match=r"there is no such (folder|file)"):
         fetch(settings_for(source).model)
 

@@ -1,4 +1,4 @@
-"""Two output folders of one input: what is counted, joined and marked."""
+"""Two output folders of one input: counts, joined rows and marked differences."""
 
 import random
 
@@ -21,7 +21,7 @@ def settings(tmp_path, **changes) -> CompareSettings:
 
 @pytest.fixture
 def two(tmp_path):
-    """100 rows: 0 to 89 in both, ten apart; 20 of them differ; four failed in one, or both."""
+    """Two folders with rows 0 to 89 in common and 10 rows each of their own; 20 rows differ, 4 failed in one or both."""
     chance = random.Random(0)
     first = [row(n, f"the answer to {n} is {n} & more") for n in range(90)]
     second = [row(n, f"the answer to {n} is {n} & more" if n >= 20 else f"the answer to {n} was 5") for n in range(90)]
@@ -95,7 +95,7 @@ def test_the_command(two):
     assert run_job(two / "b", module="jobs.compare").stderr.startswith("error: second is not given")
 
 
-def test_nothing_in_common(two):
+def test_folders_without_common_rows(two):
     write_part(two / "c", "cccc", 0, [row(n) for n in range(500, 510)])
     with pytest.raises(SettingsError, match="no row_id in common"):
         compare(settings(two, second=str(two / "c")))
@@ -105,7 +105,7 @@ def test_nothing_in_common(two):
     ("one", "other", "characters", "words"),
     [("", "", 0, 0), ("same", "same", 4, 1), ("a b c", "a b d", 4, 2), ("a b", "a b c", 3, 2), ("x", "y", 0, 0)],
 )
-def test_where_texts_part(one, other, characters, words):
+def test_the_first_difference_of_two_texts(one, other, characters, words):
     assert parting(one, other) == Parting(characters, words)
 
 

@@ -88,6 +88,6 @@ def test_foreign_parquet(folder, tmp_path, columns):
         compare(comparison(folder, tmp_path / "b"))
 
 
-def test_a_whole_folder_is_fine(folder):
+def test_an_undamaged_folder_is_read(folder):
     assert read_status(str(folder)).complete
     assert "10 of 10 answers are equal" in page(comparison(folder), compare(comparison(folder)))

@@ -1,4 +1,4 @@
-"""One run at a time owns an output folder, and a former owner can add nothing."""
+"""One run at a time owns an output folder, and a former owner can no longer add files."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_a_live_process_of_this_machine_keeps_its_folder(output, stranger):
     assert lease.take_over(output, overwrite=False).run_id != "before"
 
 
-def test_a_process_id_of_another_container_says_nothing(output, stranger):
+def test_a_process_id_of_another_container_proves_nothing(output, stranger):
     output.prepare()
     output.claim("before", owner_of(stranger, namespace="pid:[1]"))
     assert lease.take_over(output, overwrite=False)  # no heartbeat: the run ended
 
 
-def test_a_run_on_another_machine_lives_while_its_heart_beats(output, stranger, monkeypatch):
+def test_a_run_on_another_machine_is_alive_while_its_heartbeat_changes(output, stranger, monkeypatch):
     monkeypatch.setattr(lease, "SILENT_SECONDS", 5.0)
     output.prepare()
     output.claim("before", owner_of(stranger, host="elsewhere"))

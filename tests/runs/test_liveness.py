@@ -1,4 +1,4 @@
-"""A run lives as long as its very process lives, whatever happens to the clock."""
+"""A run is alive as long as its own process is, whatever happens to the clock."""
 
 import dataclasses
 import subprocess
@@ -19,13 +19,13 @@ ME = ProcessMark.of_this_process()
 @pytest.mark.skipif(
     ME.birth is None, reason="this system does not tell when a process was born by a clock that is never set"
 )
-def test_a_clock_that_is_set_kills_no_run():
+def test_a_changed_clock_does_not_make_a_run_look_dead():
     assert dataclasses.replace(ME, began=ME.began - 3600).lives()
     assert dataclasses.replace(ME, began=ME.began + 2).lives()
     assert not dataclasses.replace(ME, birth="another boot/1").lives()
 
 
-def test_a_mark_without_birth_is_compared_by_the_clock():
+def test_a_mark_without_a_start_time_of_the_process_is_compared_by_the_clock():
     assert dataclasses.replace(ME, birth=None).lives()
     assert not dataclasses.replace(ME, birth=None, began=5.0).lives()
 

@@ -1,4 +1,4 @@
-"""The record of a run: what is on disk, also from other versions, and whether the run lives."""
+"""The record of a run: its file, also of older versions, and whether the run is alive."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_values_of_wrong_types_are_errors(values, message):
         RunRecord.from_json(values)
 
 
-def test_a_record_survives_the_disk():
+def test_a_record_is_read_back_as_it_was_written():
     summary = Summary(rows=7, message="so far", timeline={"command": 1.0}, status=RunState.RUNNING)
     snapshot = Snapshot(
         Totals(rows=3, busy_seconds=0.5),
@@ -151,7 +151,7 @@ def test_states(record, state):
     assert state_of(record) == state
 
 
-def test_a_run_on_another_machine_lives_while_it_writes():
+def test_a_run_on_another_machine_is_alive_while_it_writes():
     record = RunRecord(host="elsewhere", updated=time.time() - 5, summary=Summary(status="running"))
     assert state_of(record) == RunState.RUNNING
 

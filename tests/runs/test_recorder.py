@@ -1,4 +1,4 @@
-"""The record on disk follows the run."""
+"""The record on disk is kept up to date during the run."""
 
 import time
 

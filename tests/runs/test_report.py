@@ -1,4 +1,4 @@
-"""The page about a run: what it counts, what it escapes, and that a real browser shows it."""
+"""The report of a run: its counts, its escaping, and a real browser that opens it."""
 
 import contextlib
 import os
@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hfray.batch.job import run_batch
 from hfray.data.output import OutputFolder
+from hfray.errors import ExitCode
 from hfray.runs.contents import Lengths, count_rows, group_name, read_contents
 from hfray.runs.history import course, load_runs, stage_seconds, tail_seconds
 from hfray.runs.report import flat, report_page, shorten, write_report
 from hfray.runs.status import describe, read_status
 from hfray.runs.words import cut
-from tests.conftest import run_job
+from tests.conftest import batch_settings
 from tests.folders import GONE, row, write_part, write_run, write_settings
+from tests.processes import WAIT_SECONDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "<script>document.title = 'pwned'</script><img src=x onerror=\"document.title = 'pwned'\"></pre></article>"
@@ -28,7 +31,7 @@ EVIL = "<script>document.title = 'pwned'</script><img src=x onerror=\"document.t
 
 @pytest.fixture
 def resumed(tmp_path):
-    """60 rows of a killed run, 40 of the one that went on, 5 of them failed."""
+    """60 rows of a killed run, and 40 rows of the run that resumed it; 5 of these failed."""
     write_part(tmp_path, "aaaa", 0, [row(n) for n in range(60)])
     rows = [row(n, EVIL if n == 70 else "two words") for n in range(60, 95)]
     rows += [row(n, error=f"t.jsonl, line {n + 1}: is not JSON") for n in range(95, 99)] + [row(99, error="too long")]
@@ -101,7 +104,7 @@ def test_error_groups_are_bounded(tmp_path, monkeypatch):
 # --- history ---------------------------------------------------------------------------------------------------
 
 
-def test_runs_tell_the_truth_about_both_parts(resumed):
+def test_the_history_describes_the_killed_and_the_resumed_run(resumed):
     contents = read_contents(OutputFolder(str(resumed)))
     folder = OutputFolder(str(resumed))
     killed, second = load_runs(folder, contents.rows_by_run, contents.tokens_by_run, contents.failed_by_run)
@@ -200,8 +203,8 @@ def test_a_browser_opens_the_page(resumed, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_run_that_was_killed_and_resumed(tmp_path):
-    """For real: rows in, the driver killed, status, the same command again, status, page."""
+def test_the_page_of_a_run_that_was_killed_and_resumed(shared_ray, tmp_path):
+    """The driver of a real job is killed and the run resumes. Before and after: its status; at the end: the page."""
     rows = "".join(f'{{"question": "Is {n} even?"}}\n' for n in range(900))
     (tmp_path / "q.jsonl").write_text(rows + "no json\n")
     out = tmp_path / "out"
@@ -214,7 +217,7 @@ def test_a_run_that_was_killed_and_resumed(tmp_path):
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + WAIT_SECONDS
         while not list(out.glob("part-*.parquet")):
             assert time.monotonic() < deadline
             assert process.poll() is None
@@ -227,10 +230,11 @@ def test_a_run_that_was_killed_and_resumed(tmp_path):
     status = read_status(str(out))
     assert (status.state, status.runs) == ("stopped", 1)
     assert 0 < status.rows_written < 901
-    assert run_job(*job, "errors.max_fraction=0.1").returncode == 0
-    status = run_job(f"output.path={out}", module="jobs.status").stdout
-    assert status.startswith("finished\n901 of 901 rows (100.0%), 1 failed")
-    assert "2 runs so far" in status
+    assert run_batch(batch_settings(*job, "errors.max_fraction=0.1")).exit_code == ExitCode.OK
+    state, *lines = describe(read_status(str(out)))
+    assert state == "finished"
+    assert lines[0].startswith("901 of 901 rows (100.0%), 1 failed")
+    assert any("2 runs so far" in line for line in lines)
     page = (out / "_hfray" / "report.html").read_text()
     assert "stopped without a message" in page
     assert "line 901: is not JSON" in page

@@ -1,4 +1,4 @@
-"""Admission control and tickets: whatever a request does, it gives everything back."""
+"""Admission control and tickets: every request gives back its whole share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_full_server_refuses():
     assert admission.taken == 1
 
 
-def test_a_wide_ticket_gives_back_all_of_it_once():
+def test_a_widened_ticket_gives_back_its_whole_share_once():
     admission = Admission(5)
     ticket = Ticket(admission, lambda _: None)
     ticket.widen(4)
@@ -47,7 +47,7 @@ def test_a_ticket_that_cannot_be_widened_keeps_its_share():
     other, ticket = Ticket(admission, lambda _: None), Ticket(admission, lambda _: None)
     with pytest.raises(ApiError) as caught:
         ticket.widen(3)
-    assert caught.value.status_code == 503  # later there may be room
+    assert caught.value.status_code == 503  # there may be room later
     with pytest.raises(ApiError) as caught:
         ticket.widen(4)
     assert caught.value.status_code == 400  # there will never be room

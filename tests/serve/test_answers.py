@@ -1,4 +1,4 @@
-"""Completions as OpenAI's answers and chunks."""
+"""Completions as answers and chunks in OpenAI's format."""
 
 from __future__ import annotations
 

@@ -9,13 +9,14 @@ import logging
 import httpx
 import pytest
 
+from hfray.batch.job import run_batch
 from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
 from hfray.serve.api import build_api
 from hfray.serve.keys import ApiKeys
 from hfray.serve.replica import Service
-from tests.conftest import run_job
+from tests.conftest import batch_settings
 
 FAKE = ("conf=fake", "model.source=fake-model")
 
@@ -140,7 +141,7 @@ def test_bad_requests_say_what_is_wrong(service, body, message):
     assert service.admission.taken == 0
 
 
-def test_fields_that_ask_for_nothing_are_let_through(service):
+def test_neutral_values_of_unsupported_fields_are_accepted(service):
     body = {"prompt": "x", "echo": False, "best_of": None, "user": "me", "logit_bias": {}, "tool_choice": "none"}
     assert ask(service, "/v1/completions", body).status_code == 200
 
@@ -149,7 +150,7 @@ def test_fields_that_ask_for_nothing_are_let_through(service):
     ("path", "method", "status"),
     [("/nothing", "GET", 404), ("/v1/completions", "GET", 405), ("/v1/models/other", "GET", 404)],
 )
-def test_errors_have_openais_form(service, path, method, status):
+def test_errors_have_the_format_of_openai(service, path, method, status):
     response = ask(service, path, method=method)
     assert response.status_code == status
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -162,14 +163,14 @@ def test_another_model_is_not_found(service):
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 5000, b'{"prompt": ' + b"9" * 5000 + b"}"])
-def test_what_is_not_json(service, content):
+def test_a_body_that_is_not_json_is_refused(service, content):
     headers = {"content-type": "application/json"}
     response = ask(service, "/v1/completions", content=content, headers=headers)
     assert response.status_code == 400
     assert "error" in response.json()
 
 
-def test_a_lone_surrogate_is_no_failure(service):
+def test_a_lone_surrogate_is_not_a_server_error(service):
     content = rb'{"prompt": "a \ud800 b"}'
     headers = {"content-type": "application/json"}
     assert ask(service, "/v1/completions", content=content, headers=headers).status_code == 200
@@ -221,21 +222,21 @@ def test_keys(tmp_path, monkeypatch):
         (["serve.port=99999"], "serve.port"),
     ],
 )
-def test_settings_that_cannot_be_used(overrides, message):
+def test_unusable_settings_are_refused(overrides, message):
     with pytest.raises(SettingsError) as caught:
         settings(*overrides)
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_without_keys_only_the_machine_itself_is_answered(service):
+def test_without_keys_only_requests_of_this_machine_are_answered(service):
     assert ask(service, "/v1/models", method="GET", host="10.1.2.3").status_code == 403
     assert ask(
         make("serve.host=0.0.0.0", "serve.allow_public=true"), "/v1/models", method="GET", host="10.1.2.3"
     ).is_success
 
 
-def test_more_than_the_queue_is_turned_away_at_once():
+def test_requests_beyond_the_queue_are_refused_immediately():
     service = make("backend.batch_size=1", "serve.max_queue=2", "backend.step_seconds=0.2", "backend.tokens_per_step=4")
 
     async def burst() -> list[httpx.Response]:
@@ -253,7 +254,7 @@ def test_more_than_the_queue_is_turned_away_at_once():
     assert service.admission.taken == 0
 
 
-def test_a_cancelled_request_leaves_the_engine():
+def test_a_cancelled_request_frees_the_engine():
     service = make("backend.batch_size=1", "backend.step_seconds=0.2", "backend.tokens_per_step=1")
 
     async def leave() -> None:
@@ -273,7 +274,7 @@ def test_a_cancelled_request_leaves_the_engine():
     assert service.admission.taken == 0
 
 
-def test_a_hung_engine_is_noticed_and_those_who_wait_are_told():
+def test_a_hung_engine_is_detected_and_its_requests_get_an_error():
     service = make("backend.hang_on=HANG", "workers.step_timeout=0.3")
 
     async def hang() -> httpx.Response:
@@ -354,7 +355,7 @@ def test_cors_is_off_unless_set(service, named):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service, temperature):
+def test_record_gives_the_row_that_the_batch_job_writes(shared_ray, tmp_path, temperature):
     import pyarrow.parquet as pq
 
     records = [
@@ -364,16 +365,8 @@ def test_record_gives_the_row_that_the_batch_job_writes(tmp_path, service, tempe
     source, out = tmp_path / "in.jsonl", tmp_path / "out"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
     sampling = f"generation.temperature={temperature}"  # 1: sampled, with a seed from the row's id
-    done = run_job(
-        *FAKE,
-        sampling,
-        f"input.path={source}",
-        f"output.path={out}",
-        "input.id_column=id",
-        "errors.max_fraction=1",
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    job = [f"input.path={source}", f"output.path={out}", "input.id_column=id", "errors.max_fraction=1"]
+    run_batch(batch_settings(*FAKE, sampling, *job))
     expected = sorted(pq.read_table(out).to_pylist(), key=lambda row: row["row_id"])
     online = make("serve.id_column=id", sampling)
     for record, row in zip(records, expected, strict=True):

@@ -8,6 +8,7 @@ import time
 import httpx
 import openai
 import pytest
+import transformers
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,8 +17,9 @@ from hfray.completion import Prompt
 from hfray.engines.load import load_engine
 from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
-from tests.processes import named
+from tests.processes import WAIT_SECONDS, named
 from tests.serving import serving
+from tests.ties import assert_same_text_until_tie, assert_same_texts_until_ties
 
 pytestmark = pytest.mark.server
 KEY = "test-key"
@@ -42,19 +44,30 @@ def model(client) -> str:
     return client.models.list().data[0].id
 
 
+@pytest.fixture(scope="module")
+def chat_ids(smollm2) -> list[int]:
+    """Token ids of the question in the model's chat template."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    messages = [{"role": "user", "content": QUESTION}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def test_models(client, model):
     assert model == "SmolLM2-135M-Instruct.Q4_1"
     assert client.models.retrieve(model).id == model
 
 
-def test_completion_is_what_the_engine_gives(client, model, smollm2_settings, smollm2_ir):
+def test_completion_is_what_the_engine_gives(client, model, smollm2, smollm2_settings, smollm2_ir):
     prompts = ["The capital of France is", "Two and two make"]
-    answer = client.completions.create(model=model, prompt=prompts, max_tokens=12, temperature=0)
+    full_length = {"extra_body": {"ignore_eos": True}}  # so that a near tie changes no length
+    answer = client.completions.create(model=model, prompt=prompts, max_tokens=12, temperature=0, **full_length)
     loop = EngineLoop(load_engine(smollm2_settings, folder=smollm2_ir))
-    params = GenerationParams(max_new_tokens=12, temperature=0)
+    params = GenerationParams(max_new_tokens=12, temperature=0, ignore_eos=True)
     expected = loop.generate([Prompt(prompt) for prompt in prompts], params)
     loop.close()
-    assert [choice.text for choice in answer.choices] == [completion.text for completion in expected]
+    texts = [choice.text for choice in answer.choices]
+    assert_same_texts_until_ties(smollm2, prompts, texts, [completion.text for completion in expected])
     assert [choice.finish_reason for choice in answer.choices] == [c.finish_reason for c in expected]
     assert answer.usage.prompt_tokens == sum(c.num_prompt_tokens for c in expected)
     assert answer.usage.completion_tokens == sum(c.num_generated_tokens for c in expected)
@@ -70,7 +83,7 @@ def test_metrics_count_the_tokens_of_the_prefix_cache(server, client, model):
     assert sum(sample.value for sample in families["hfray_engine_prefix_tokens"].samples) > 64
 
 
-def test_chat_and_its_stream(client, model):
+def test_chat_and_its_stream(client, model, smollm2, chat_ids):
     messages = [{"role": "user", "content": QUESTION}]
     whole = client.chat.completions.create(model=model, messages=messages, max_tokens=24, temperature=0)
     assert "Paris" in whole.choices[0].message.content
@@ -85,10 +98,12 @@ def test_chat_and_its_stream(client, model):
     )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
+    assert_same_text_until_tie(smollm2, chat_ids, text, whole.choices[0].message.content)
     assert len(chunks) > 5
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    if text == whole.choices[0].message.content:
+        assert chunks[-1].usage == whole.usage
 
 
 def test_finish_reasons(client, model):
@@ -113,8 +128,9 @@ def test_seed_and_samples(client, model):
     texts = [choice.text for choice in first.choices]
     assert [choice.index for choice in first.choices] == [0, 1, 2]
     assert len(set(texts)) > 1
-    assert texts == [choice.text for choice in again.choices]
-    assert texts != [choice.text for choice in other.choices]
+    # Rounding may change a sampled token once in thousands of times: one of the three texts may differ.
+    assert sum(text == choice.text for text, choice in zip(texts, again.choices, strict=True)) >= 2
+    assert sum(text == choice.text for text, choice in zip(texts, other.choices, strict=True)) <= 1
 
 
 def test_logprobs(client, model):
@@ -133,7 +149,7 @@ def test_logprobs(client, model):
     assert "".join(text.choices[0].logprobs.tokens) == text.choices[0].text
 
 
-def test_errors_are_the_clients_own(client, model, server):
+def test_errors_arrive_as_the_exceptions_of_the_client(client, model, server):
     with pytest.raises(openai.BadRequestError, match=r"\d+ tokens, and the model's context holds \d+"):
         client.completions.create(model=model, prompt="word " * 9000)
     with pytest.raises(openai.BadRequestError, match="temperature"):
@@ -162,7 +178,7 @@ def test_extreme_sampling_does_not_kill_the_engine(client, model):
     assert client.completions.create(model=model, prompt="", max_tokens=2).usage.completion_tokens == 2
 
 
-def test_many_at_once_get_what_each_gets_alone(server, model):
+def test_concurrent_requests_get_the_answers_of_single_ones(server, model, smollm2):
     async def ask_all(prompts: list[str]) -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=120) as many:
             options = {"model": model, "max_tokens": 8, "temperature": 0}
@@ -171,10 +187,11 @@ def test_many_at_once_get_what_each_gets_alone(server, model):
 
     prompts = [f"{n} and {n} make" for n in range(12)]
     together = asyncio.run(ask_all(prompts))
-    assert together == [asyncio.run(ask_all([prompt]))[0] for prompt in prompts]
+    alone = [asyncio.run(ask_all([prompt]))[0] for prompt in prompts]
+    assert_same_texts_until_ties(smollm2, prompts, together, alone)
 
 
-def test_langchain(server, model):
+def test_langchain(server, model, smollm2, chat_ids):
     chat = ChatOpenAI(model=model, base_url=f"{server.url}/v1", api_key=KEY, temperature=0, max_tokens=24)
     answer = chat.invoke([HumanMessage(QUESTION)])
     assert "Paris" in answer.content
@@ -183,10 +200,11 @@ def test_langchain(server, model):
         answer.usage_metadata[name] for name in ("input_tokens", "output_tokens")
     )
     pieces = list(chat.stream(QUESTION))
-    assert "".join(piece.content for piece in pieces) == answer.content
+    assert_same_text_until_tie(smollm2, chat_ids, "".join(piece.content for piece in pieces), answer.content)
     assert len(pieces) > 4
     assert "France" not in chat.bind(stop=["France"]).invoke(QUESTION).content
-    assert [m.content for m in chat.batch([QUESTION, QUESTION])] == [answer.content] * 2
+    for message in chat.batch([QUESTION, QUESTION]):
+        assert_same_text_until_tie(smollm2, chat_ids, message.content, answer.content)
     with pytest.raises(openai.AuthenticationError):
         ChatOpenAI(model=model, base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).invoke("x")
 
@@ -214,7 +232,7 @@ def test_a_dead_engine_is_replaced_and_its_requests_get_an_error(server, client,
     engines[0].kill()
     with pytest.raises(openai.APIError, match="the engine died"):
         list(stream)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
             client.completions.create(model=model, prompt="x", max_tokens=2)

@@ -53,7 +53,7 @@ def long_request(server: Server, tokens: int = 200, stream: bool = True) -> tupl
     return "POST", f"{server.url}/v1/completions", body
 
 
-def test_tokens_come_as_they_are_made(slow):
+def test_tokens_arrive_as_they_are_generated(slow):
     method, url, body = long_request(slow)
     steps = slow.metric("hfray_engine_steps_total")
     with httpx.stream(method, url, json=body, timeout=30) as response:
@@ -66,7 +66,7 @@ def test_tokens_come_as_they_are_made(slow):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_its_slot(slow, stream, record_property):
+def test_a_client_that_disconnects_frees_its_slot(slow, stream, record_property):
     method, url, body = long_request(slow, stream=stream)
     with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=30 if stream else 5) as client:
         if stream:
@@ -83,11 +83,11 @@ def test_a_client_that_goes_away_frees_its_slot(slow, stream, record_property):
     slow.wait_for("hfray_completions_running", 0)
     took = slow.metric("hfray_engine_steps_total") - steps
     record_property("steps_until_free", took)
-    print(f"slot free {took:.0f} steps after the client was gone")
-    assert took <= 30  # of 200: a step or two, the way through the proxy, and other work on the machine
+    print(f"the slot is free {took:.0f} steps after the client disconnected")
+    assert took <= 30  # of 200 steps: the proxy and a busy machine delay the news of the disconnect
 
 
-def test_more_than_the_queue_is_turned_away_at_once_and_the_rest_is_answered(slow):
+def test_requests_beyond_the_queue_are_refused_immediately_and_the_others_are_answered(slow):
     method, url, body = long_request(slow, 25, stream=False)
 
     def ask(_: int) -> tuple[int, float, str | None]:
@@ -98,7 +98,9 @@ def test_more_than_the_queue_is_turned_away_at_once_and_the_rest_is_answered(slo
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(ask, range(20)))
     answered = [status for status, _, _ in answers].count(200)
-    assert 6 <= answered < 20  # two run, four wait; on a slow machine some ask after the first have ended
+    assert (
+        6 <= answered < 20
+    )  # two run and four wait; on a slow machine some requests arrive after the first have ended
     assert {status for status, _, _ in answers} == {200, 503}
     soonest = min(seconds for status, seconds, _ in answers if status == 200)
     assert all(retry and seconds < soonest for status, seconds, retry in answers if status == 503)
@@ -150,7 +152,7 @@ def test_the_page_in_a_browser(slow, tmp_path):
     slow.wait_for("hfray_completions_running", 0)
 
 
-def test_what_runs_is_finished_when_the_service_stops(slow):
+def test_running_requests_are_finished_when_the_service_stops(slow):
     """The last test of the slow server: it stops the server as Ctrl-C at a terminal does, with a signal to all processes."""
     method, url, body = long_request(slow, 60)
     with httpx.stream(method, url, json=body, timeout=60) as response:
@@ -202,11 +204,11 @@ def test_a_dead_replica_is_replaced_while_the_other_answers(pair):
     statuses: list[int] = []
     stop = threading.Event()
 
-    def ask_on() -> None:
+    def ask_until_stopped() -> None:
         while not stop.is_set():
             statuses.append(httpx.post(f"{pair.url}/v1/completions", json={"prompt": "x"}, timeout=60).status_code)
 
-    asker = threading.Thread(target=ask_on)
+    asker = threading.Thread(target=ask_until_stopped)
     asker.start()
     try:
         httpx.post(f"{pair.url}/v1/completions", json={"prompt": "DIE"}, timeout=60)
@@ -232,7 +234,7 @@ def test_a_port_that_is_taken_starts_nothing(pair):
     assert f"serve.port={pair.port}: cannot listen on" in done.stderr
 
 
-def test_keys_and_template_are_looked_at_before_anything_starts():
+def test_keys_and_template_are_checked_before_anything_starts():
     for option, message in [("serve.api_keys=env:NO_SUCH_KEYS", "NO_SUCH_KEYS"), ("prompt.template='{'", "template")]:
         with pytest.raises(SettingsError, match=message):
             check(load_settings(["conf=fake", option], ServeSettings))

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form."""
+"""Errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_headers():
     assert error_response(cut_short(EngineDiedError("dead"))).status_code == 500
 
 
-def test_errors_of_the_framework_get_openais_form():
+def test_errors_of_the_framework_get_the_format_of_openai():
     missing = asyncio.run(on_http_error(REQUEST, HTTPException(404)))
     assert error_of(missing)["message"] == "path /nothing does not exist"
     method = asyncio.run(on_http_error(REQUEST, HTTPException(405, headers={"Allow": "GET"})))

@@ -1,4 +1,4 @@
-"""The API keys: where they are read from, what they accept, and rotation."""
+"""API keys: their sources, accepted headers, and rotation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_keys_of_a_variable(monkeypatch):
         assert not found.accepts(header)
 
 
-def test_keys_are_not_kept(tmp_path):
+def test_keys_are_kept_as_hashes_only(tmp_path):
     path = tmp_path / "keys"
     path.write_text("very-secret\n")
     assert b"very-secret" not in pickle.dumps(ApiKeys.read(ServerSettings(api_keys=f"file:{path}")))

@@ -1,4 +1,4 @@
-"""The metrics of the service: tokens and times of requests, gauges of the engine, several replicas in one text."""
+"""The metrics of the service: tokens and times of requests, gauges of the engine, and several replicas in one page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_gauges_follow_the_engine_and_the_admission():
     assert found["hfray_engine_steps_total"] == 9
 
 
-def test_the_board_shows_every_replica_and_forgets_those_that_are_gone(monkeypatch):
+def test_the_board_shows_every_replica_and_drops_ended_ones(monkeypatch):
     board, now = MetricsBoard(), [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     one, two = made()[0], made()[0]

@@ -1,4 +1,4 @@
-"""The checks around every request, at the level of ASGI messages, with an application and a service of the test's own."""
+"""The checks around every request, at the level of ASGI messages, with a test application and a test service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hfray.serve.middleware import Guard
 
 
 class Fake:
-    """What the middleware needs of a service."""
+    """The part of a service that the middleware uses."""
 
     def __init__(self, **options: Any) -> None:
         self.settings = SimpleNamespace(serve=ServerSettings(**options))
@@ -104,7 +104,7 @@ def test_a_body_that_never_comes_holds_no_ticket_and_times_out():
     assert client.error["code"] == "timeout"
 
 
-def test_a_client_that_leaves_while_it_sends_is_no_error(caplog):
+def test_a_client_that_disconnects_while_it_sends_causes_no_error(caplog):
     service, client = Fake(), Client(b"half", whole=False, gone=True)
     run(service, client, scope())
     assert client.sent == []
@@ -112,7 +112,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_error(caplog):
     assert caplog.text == ""
 
 
-def test_a_reader_that_stalls_gives_its_ticket_back():
+def test_a_stalled_reader_gives_its_ticket_back():
     service, client = Fake(reader_timeout=0.2), Client()
 
     async def stall(message: Any) -> None:
@@ -156,7 +156,7 @@ def test_keys():
         assert client.status == status
 
 
-def test_without_keys_only_this_machine_is_answered():
+def test_without_keys_only_requests_of_this_machine_are_answered():
     for service, server, status in ((Fake(), "10.0.0.1", 403), (Fake(allow_public=True), "10.0.0.1", 200)):
         client = Client()
         run(service, client, scope(server=server))

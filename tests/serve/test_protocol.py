@@ -53,7 +53,7 @@ def test_requests_without_a_seed_draw_new_samples():
     ],
 )
 @pytest.mark.parametrize("make", [completion, chat])
-def test_what_asks_for_nothing_is_accepted(make, fields):
+def test_neutral_values_are_accepted(make, fields):
     assert make(seed=1, **fields).params(BASE, 400).sampling == make(seed=1).params(BASE, 400).sampling
 
 
@@ -74,7 +74,7 @@ def test_top_k_of_minus_one_is_no_limit():
     ],
 )
 @pytest.mark.parametrize("make", [completion, chat])
-def test_what_is_not_supported_is_refused_by_name(make, fields):
+def test_unsupported_fields_are_refused_by_name(make, fields):
     with pytest.raises(ValidationError, match=list(fields)[-1]):
         make(**fields)
 
@@ -111,7 +111,7 @@ def test_top_logprobs_without_logprobs_is_refused():
     assert chat(top_logprobs=0).wants_logprobs is None
 
 
-def test_message_as_a_template_takes_it():
+def test_messages_get_the_form_that_chat_templates_expect():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert Message.model_validate({"role": "developer", "content": parts}).plain() == {
         "role": "system",
@@ -121,7 +121,7 @@ def test_message_as_a_template_takes_it():
 
 
 @pytest.mark.parametrize("name", ["tool_calls", "function_call", "audio"])
-def test_what_would_vanish_from_a_conversation_is_refused(name):
+def test_message_fields_that_would_be_lost_are_refused(name):
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     message = {"role": "assistant", "content": None, name: [call]}
     with pytest.raises(ValidationError, match=f"{name} is not supported"):

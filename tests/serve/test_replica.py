@@ -1,4 +1,4 @@
-"""What the requests of one replica share: health, model name, metrics, and the end of the service."""
+"""State that all requests of a replica share: health, model name, metrics, and shutdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def service() -> Service:
 
 
 class Session:
-    """Notes the error that ends it."""
+    """Records the error that ends it."""
 
     error: EngineDiedError | None = None
 
@@ -54,7 +54,7 @@ def test_another_model_is_not_found(service):
     assert caught.value.status_code == 404
 
 
-def test_an_idle_replica_drains_at_once(service):
+def test_an_idle_replica_drains_immediately(service):
     asyncio.run(asyncio.wait_for(service.drain(1000), 30))
     assert service.stopping
 

@@ -69,7 +69,7 @@ def test_completions_come_in_order_of_prompts_and_samples():
     assert loop.dropped == []
 
 
-def test_close_cancels_what_still_runs():
+def test_close_cancels_unfinished_completions():
     loop = Loop()
 
     async def use(session: Session) -> None:

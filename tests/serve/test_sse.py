@@ -1,4 +1,4 @@
-"""Streams as server-sent events, with a session that the test writes."""
+"""Streams as server-sent events, with a prepared session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bench's cases: how many records, what repeats, which settings are refused."""
+"""The cases of the bench: numbers of records, repeated prompts, refused settings."""
 
 from __future__ import annotations
 

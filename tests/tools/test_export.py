@@ -21,7 +21,7 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
 @pytest.mark.model
-def test_a_tokenizer_that_cannot_be_converted_is_named_and_nothing_kept(tiny_gpt2, tmp_path):
+def test_a_tokenizer_that_cannot_be_converted_is_named_and_no_folder_stays(tiny_gpt2, tmp_path):
     source, target = tmp_path / "odd", tmp_path / "ir"
     shutil.copytree(tiny_gpt2, source)
     odd = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
@@ -62,7 +62,7 @@ def test_the_command_makes_an_int8_folder_for_quantized_inference(tiny_gpt2, tmp
     assert "MB before" in done.stdout
     assert "It loads, and continues 'The capital of France is'" in done.stdout
     assert not list(tmp_path.glob(".exporting-*"))
-    # LangChain's page: u8 KV cache and dynamic quantization on top
+    # as in LangChain's documentation: u8 KV cache and dynamic quantization
     llm = langchain(target, KV_CACHE_PRECISION="u8", DYNAMIC_QUANTIZATION_GROUP_SIZE="32", PERFORMANCE_HINT="LATENCY")
     answers = llm.batch(QUESTIONS)
     assert all(answer.startswith(question) for answer, question in zip(answers, QUESTIONS, strict=True))
