@@ -1,7 +1,10 @@
 """Load on /v1/completions: clients read streams and measure the times of their tokens.
 
     locust -f tests/load/locustfile.py --headless -u 64 -r 64 -t 5m --host http://127.0.0.1:8000 \
-        --questions questions.jsonl --max-tokens 64 --summary load.json
+        --questions questions.jsonl --max-tokens 64 --summary load.json Client
+
+The classes Vanishing, Stalling and HalfBody are clients that misbehave. Without class names, locust mixes all classes;
+`... --summary load.json Client` runs only the measuring clients.
 
 A 503 is the server's deliberate answer to too many requests. It is counted, is not a failure, and the client waits
 for as long as Retry-After says.
@@ -12,12 +15,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import socket
 import statistics
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gevent
-from locust import FastHttpUser, constant, events, task
+from locust import FastHttpUser, User, constant, events, task
 
 TEMPLATE = "Question: {}\n\nAnswer: Let's think step by step."
 QUESTIONS = [f"What is {n} and {n * 7}, and why is the sky blue?" for n in range(500)]
@@ -80,6 +85,68 @@ def _(environment, **_: object) -> None:
     print(text)
     if environment.parsed_options.summary:
         Path(environment.parsed_options.summary).write_text(text + "\n")
+
+
+class Rough(User):
+    """A client that does something wrong, over a plain socket, and counts what it saw under its own name."""
+
+    abstract = True
+    wait_time = constant(0.2)
+
+    @task
+    def act(self) -> None:
+        started = time.monotonic()
+        seen = "closed"
+        try:
+            with self._connection() as connection:
+                seen = self.attempt(connection)
+        except OSError as error:
+            seen = type(error).__name__
+        name = f"{type(self).__name__} {seen}"
+        totals.statuses[name] = totals.statuses.get(name, 0) + 1
+        self.environment.events.request.fire(
+            request_type="RAW", name=name, response_time=(time.monotonic() - started) * 1e3, response_length=0
+        )
+
+    def attempt(self, connection: socket.socket) -> str:
+        """Misbehave on an open connection; returns what was seen."""
+        raise NotImplementedError
+
+    def _connection(self) -> socket.socket:
+        found = urlsplit(self.host or self.environment.host)
+        return socket.create_connection((found.hostname, found.port), timeout=60)
+
+    def _send(self, connection: socket.socket, *, cut: int = 0) -> None:
+        """Send a streaming request, without the last `cut` bytes of its body."""
+        body = json.dumps({"prompt": QUESTIONS[next(numbers) % len(QUESTIONS)], "max_tokens": 64, "stream": True})
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {urlsplit(self.environment.host).netloc}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall((head + body[: len(body) - cut]).encode())
+
+
+class Vanishing(Rough):
+    """Closes the connection after the first bytes of the answer."""
+
+    def attempt(self, connection: socket.socket) -> str:
+        self._send(connection)
+        return connection.recv(64).partition(b"\r\n")[0].decode()[9:12] or "no answer"
+
+
+class Stalling(Rough):
+    """Sends a request, and reads nothing of the answer for ten seconds."""
+
+    def attempt(self, connection: socket.socket) -> str:
+        self._send(connection)
+        gevent.sleep(10)
+        return connection.recv(64).partition(b"\r\n")[0].decode()[9:12] or "no answer"
+
+
+class HalfBody(Rough):
+    """Sends half a body, and waits for the server's answer (408 after `serve.body_timeout`)."""
+
+    def attempt(self, connection: socket.socket) -> str:
+        self._send(connection, cut=20)
+        return connection.recv(64).partition(b"\r\n")[0].decode()[9:12] or "no answer"
 
 
 class Client(FastHttpUser):
