@@ -147,7 +147,7 @@ def test_overwrite_starts_over(questions, tmp_path):
 @pytest.mark.parametrize(
     ("setup", "overrides", "words"),
     [
-        (None, ["prompt.template='{text}'"], ["{text}", "no column", "question"]),
+        (None, ["prompt.template='{text}'"], ["{text}", "not a column", "question"]),
         (None, ["prompt.template='{question'"], ["prompt.template", "f-string"]),
         ("foreign", [], ["output.path", "notes.txt"]),
         ("alive", [], ["output.path", "another run"]),
