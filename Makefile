@@ -24,9 +24,9 @@ demo: $(INSTALLED) ## answer 24 questions with a real model on this machine's CP
 quick: $(INSTALLED) ## run the tests that start no Ray, no server and no real model
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not server and not model"
 
-# Four test processes even on two cores: tests that start Ray or a server mostly wait for other processes.
+# Two test processes: each starts its own Ray, and more of them starve each other on two cores.
 test: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## check style, types and the import rule
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
