@@ -9,6 +9,11 @@ import pytest
 
 from hfray import interrupts
 
+pytestmark = pytest.mark.skipif(
+    "PYTEST_XDIST_WORKER" in os.environ,
+    reason="these tests signal their own process, which can end a process of pytest-xdist; run them without -n",
+)
+
 
 @pytest.fixture(autouse=True)
 def installed():
