@@ -21,12 +21,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## answer 24 questions with a real model on this machine's CPU
 	$(BIN)/python -m jobs.batch input.path=examples/questions.jsonl output.path=outputs/demo
 
+# After the death of a test process the run ends with a failure; pytest-xdist would otherwise wait for ever.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
 quick: $(INSTALLED) ## run the tests that start no Ray, no server and no real model
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not server and not model"
+	$(PYTEST) -m "not ray and not server and not model"
 
 # Two test processes: each starts its own Ray, and more of them starve each other on two cores.
 test: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 lint: $(INSTALLED) ## check style, types and the import rule
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -52,7 +52,7 @@ class Fallback:
         return self.hf.decode(list(token_ids))
 
 
-@pytest.fixture(params=["bytes", "fallback", "real"])
+@pytest.fixture(params=["bytes", "fallback", pytest.param("real", marks=pytest.mark.model)])
 def tokenizer(request):
     if request.param == "bytes":  # each token is a character or a part of a character
         return Counting(FakeTokenizer())
