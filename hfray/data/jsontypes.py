@@ -2,7 +2,8 @@
 
 A column with values of one kind gets that kind's Arrow type. Objects with the same keys become structs. A column that
 Arrow could store only by changing values becomes JSON text: objects with different keys, strings among numbers,
-integers beyond 64 bits, integers beyond 2^53 among floats, and values nested more than MAX_NESTING levels deep.
+integers beyond 64 bits, integers beyond 2^53 among floats, and values nested more than MAX_NESTING levels deep. The
+metadata of such a column's field says so (`arrow_field`), in the output's Parquet files too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, J
 # LARGE_INT: 64-bit integers that a float cannot represent exactly.
 NULL, BOOL, INT, LARGE_INT, FLOAT, STRING, JSON = "null", "bool", "int", "large_int", "float", "string", "json"
 EXACT_FLOAT = 1 << 53
+JSON_TEXT = {b"hfray.values": b"JSON text, except values that were strings"}  # metadata of fields of kind JSON
 MAX_NESTING = 32  # Parquet's reader accepts 49 nested lists at most
 ARROW: dict[str, pa.DataType] = {
     NULL: pa.string(),
@@ -104,6 +106,11 @@ def arrow_type(kind: Kind) -> pa.DataType:
     if isinstance(kind, ListOf):
         return pa.list_(arrow_type(kind.item))
     return pa.struct([pa.field(key, arrow_type(item)) for key, item in kind.fields])
+
+
+def arrow_field(name: str, kind: Kind) -> pa.Field:
+    """The Arrow field of a column. The metadata of a column of JSON text is JSON_TEXT."""
+    return pa.field(name, arrow_type(kind), metadata=JSON_TEXT if kind == JSON else None)
 
 
 def to_array(values: Sequence[JsonValue], kind: Kind) -> pa.Array:

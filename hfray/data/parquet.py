@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 
 from hfray.data import files
 from hfray.data.blocks import fitted, with_ids
+from hfray.data.jsontypes import JSON_TEXT
 from hfray.data.paths import open_filesystem
 from hfray.data.table import FileScan, Slice, Table
+from hfray.errors import SettingsError
 
 
 def scan(whole: Slice) -> FileScan:
@@ -31,8 +33,21 @@ def scan(whole: Slice) -> FileScan:
                     replace(whole, rows=rows, first_position=position, row_groups=tuple(pending), row_bytes=mean)
                 )
                 position, size, pending = position + rows, 0, []
-        fields = [pa.field(field.name, _plain(field.type)) for field in parquet.schema_arrow]
+        fields = [_field(field) for field in parquet.schema_arrow]
+    _check_names([field.name for field in fields], whole.uri)
     return FileScan([piece for piece in slices if piece.rows], pa.schema(fields))
+
+
+def _check_names(names: list[str], uri: str) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"input.path={uri}: the file contains the column {twice!r} twice. Rename one of them.")
+
+
+def _field(field: pa.Field) -> pa.Field:
+    """The field as this job reads it. A column that an earlier job wrote as JSON text keeps that metadata."""
+    is_json = JSON_TEXT.items() <= (field.metadata or {}).items()
+    return pa.field(field.name, _plain(field.type), metadata=JSON_TEXT if is_json else None)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

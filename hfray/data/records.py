@@ -139,7 +139,7 @@ class RecordRow:
         try:
             columns = jsontypes.Columns()
             columns.add(record)
-            schema = pa.schema([pa.field(name, jsontypes.arrow_type(kind)) for name, kind in columns.kinds.items()])
+            schema = pa.schema([jsontypes.arrow_field(name, kind) for name, kind in columns.kinds.items()])
             arrays = [jsontypes.to_array([record[name]], kind) for name, kind in columns.kinds.items()]
             given = record.get(self._id_column) if self._id_column else None
             added = [pa.array([ALONE_ID if given is None else str(given)], pa.string()), pa.nulls(1, pa.string())]

@@ -30,7 +30,7 @@ def scan(settings: InputSettings) -> Table:
     _check_formats(slices)
     kinds = _merged_kinds([file for _, file in scanned])
     if kinds:
-        schema = pa.schema([pa.field(key, jsontypes.arrow_type(kind)) for key, kind in kinds.items()])
+        schema = pa.schema([jsontypes.arrow_field(key, kind) for key, kind in kinds.items()])
     else:
         schema = pa.schema([])
         for uri, file in scanned:

@@ -70,6 +70,16 @@ def test_deeply_nested_values_can_be_read_back(wrap, depth):
     assert (json.loads(back) if depth > jsontypes.MAX_NESTING else back) == value
 
 
+@pytest.mark.parametrize("values", [[1, 2**64], [1, "a"], [{"a": 1}, {"b": 1}]])
+def test_the_field_of_a_column_of_json_text_says_so(values):
+    assert jsontypes.arrow_field("x", kind_of_all(values)).metadata == jsontypes.JSON_TEXT
+
+
+def test_the_field_of_another_column_has_no_metadata():
+    assert jsontypes.arrow_field("x", ListOf(INT)) == pa.field("x", pa.list_(pa.int64()))
+    assert jsontypes.arrow_field("x", STRING).metadata is None
+
+
 def test_rows_of_one_shape_are_examined_once():
     columns = jsontypes.Columns()
     for i in range(5):

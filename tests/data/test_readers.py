@@ -271,6 +271,16 @@ def test_types_without_a_faithful_common_type_are_refused(tmp_path, first, secon
         scan(InputSettings(path=str(tmp_path)))
 
 
+def test_a_column_that_occurs_twice_is_named(tmp_path):
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2]), pa.array([3])], names=["x", "y", "x"])
+    pq.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(SettingsError, match=r"b\.parquet: the file contains the column 'x' twice\. Rename"):
+        scan(InputSettings(path=str(tmp_path / "b.parquet")))
+    write(tmp_path / "a.parquet", pa.array([1]))
+    with pytest.raises(SettingsError, match=r"b\.parquet: the file contains the column 'x' twice\. Rename"):
+        scan(InputSettings(path=str(tmp_path)))
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"])
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "a.parquet").write_bytes(content)
