@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hfray.batch.preflight import Job, prepare
 from hfray.batch.watch import RunWatch, too_many_errors
 from hfray.config.batch import BatchSettings
-from hfray.errors import ExitCode, JobError, TooManyErrorsError
+from hfray.errors import ExitCode, JobError, SettingsError, TooManyErrorsError
 from hfray.runs.recorder import RunRecorder
 from hfray.runs.report import try_report
 from hfray.runs.summary import RunState, Summary
@@ -125,7 +125,7 @@ def _watch(
         watch = RunWatch(job.settings, pools, monitor, summary, record, progress)
         try:
             run_pipeline(job, pools, monitor, watch.on_tick)
-        except (KeyboardInterrupt, TooManyErrorsError, JobError):
+        except (KeyboardInterrupt, TooManyErrorsError, JobError, SettingsError):
             raise
         except Exception as error:
             raise JobError(explain(error)) from error

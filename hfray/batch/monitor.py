@@ -27,6 +27,7 @@ class WorkerState:
     deaths: int = 0
     failed_starts: int = 0
     failure: str | None = None
+    unusable: bool = False
     in_flight: dict[str, list[str]] = field(default_factory=dict)
     alone: list[str] = field(default_factory=list)
     finished_rows: int = 0
@@ -72,9 +73,10 @@ class Monitor:
         state.stats.capacity = capacity
         self._timeline.setdefault("engine_ready", time.time())
 
-    def failed(self, worker: str, reason: str) -> None:
-        """A worker cannot load its engine."""
-        self._workers[worker].failure = reason
+    def failed(self, worker: str, reason: str, unusable: bool = False) -> None:
+        """A worker cannot load its engine; `unusable` says that the settings are the cause."""
+        state = self._workers[worker]
+        state.failure, state.unusable = reason, unusable
 
     def died(self, worker: str, pid: int) -> None:
         """The driver saw a worker's process die. It reports this before it requeues the rows, so suspects are known."""
@@ -119,6 +121,7 @@ class Monitor:
         for state in workers:
             totals.add(state.counts())
         now = [state.stats for state in workers if state.ready]
+        failed = next((state for state in workers if state.failure), None)
         return Snapshot(
             totals=totals,
             running=sum(stats.running for stats in now),
@@ -127,7 +130,8 @@ class Monitor:
             workers_ready=len(now),
             deaths=sum(state.deaths for state in workers),
             timeline=dict(self._timeline),
-            cannot_start=next((state.failure for state in workers if state.failure), None),
+            cannot_start=failed.failure if failed else None,
+            unusable=failed.unusable if failed else False,
             per_worker={name: _worker_counts(state) for name, state in self._workers.items()},
             pools={pool: self._pool_counts(pool) for pool in sorted({state.pool for state in workers} - {""})},
         )

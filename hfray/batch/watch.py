@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hfray.config.batch import BatchSettings
 from hfray.data.output import PartReport
-from hfray.errors import JobError, TooManyErrorsError
+from hfray.errors import JobError, SettingsError, TooManyErrorsError
 from hfray.runs.recorder import RunRecorder
 from hfray.runs.snapshot import PoolCounts, Snapshot
 from hfray.runs.summary import EngineReport, PoolReport, SavedTokens, Summary
@@ -48,7 +48,7 @@ class RunWatch:
         """Take in what has been written, and the snapshot if it has arrived.
 
         Raises:
-            JobError: no worker can start.
+            JobError, SettingsError: no worker can start.
             TooManyErrorsError: more rows failed than allowed.
         """
         import ray
@@ -75,9 +75,9 @@ class RunWatch:
 def stop_if_hopeless(
     settings: BatchSettings, pools: Sequence[Pool[BatchSettings]], summary: Summary, snapshot: Snapshot
 ) -> None:
-    """Raise JobError or TooManyErrorsError if the run cannot succeed any more."""
+    """Raise JobError, SettingsError or TooManyErrorsError if the run cannot succeed any more."""
     if snapshot.cannot_start:
-        raise JobError(snapshot.cannot_start)
+        raise (SettingsError if snapshot.unusable else JobError)(snapshot.cannot_start)
     limit = settings.start_timeout
     if "engine_ready" not in snapshot.timeline and time.time() - summary.timeline["model_ready"] > limit:
         booked = "; or ".join(str(pool) for pool in pools)
@@ -94,12 +94,24 @@ def stop_if_hopeless(
 
 
 def too_many_errors(failed: int, summary: Summary, settings: BatchSettings) -> str:
-    """The message of a run that ends because too many rows failed."""
+    """The message of a run that ends because too many rows failed.
+
+    Only rows with ids of their own can be fixed in place: without `input.id_column`, a changed input is refused.
+    """
+    if settings.input.id_column is None:
+        remedy = (
+            "If the input or the template is at fault, change it and name a new output.path. If the cause is gone, run "
+            "again with output.retry_errors=true. To accept the failures, raise errors.max_fraction."
+        )
+    else:
+        remedy = (
+            "Fix the input rows and run again with output.retry_errors=true, or raise errors.max_fraction to accept the "
+            "failures. Another template needs a new output.path."
+        )
     top = "; ".join(f"{count} x {error}" for error, count in summary.written.errors.most_common(3))
     return (
         f"{failed} of {summary.rows} rows failed, and errors.max_fraction={settings.errors.max_fraction} allows "
-        f"{int(settings.errors.max_fraction * summary.rows)}. Most frequent: {top or 'from earlier runs'}. "
-        "Fix the input rows and run again with output.retry_errors=true; for another template name a new output.path."
+        f"{int(settings.errors.max_fraction * summary.rows)}. Most frequent: {top or 'from earlier runs'}. {remedy}"
     )
 
 

@@ -18,7 +18,7 @@ from hfray.batch.watchdog import Watchdog
 from hfray.cluster.pools import workers_of
 from hfray.config.batch import BatchSettings
 from hfray.data import records
-from hfray.errors import EngineDiedError
+from hfray.errors import EngineDiedError, SettingsError
 from hfray.inference.worker import Worker
 
 FAILURE_SECONDS = 3.0  # the driver needs less to see the failure at the Monitor and to end the run with its cause
@@ -51,8 +51,9 @@ class BatchWorker:
         try:
             self._worker = worker = Worker(settings, folder, threads, on_death=_end_process)
         except Exception as error:  # an exception raised here would make Ray print its own tracebacks as well
-            self._failure = f"a worker cannot start: {type(error).__name__}: {error}"
-            ray.get(monitor.failed.remote(self._name, self._failure))
+            unusable = isinstance(error, SettingsError)  # its message says all, and the exit code is 2
+            self._failure = str(error) if unusable else f"a worker cannot start: {type(error).__name__}: {error}"
+            ray.get(monitor.failed.remote(self._name, self._failure, unusable))
             return
         _collect_garbage_rarely()
         self._columns = worker.prompts.variables

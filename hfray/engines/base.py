@@ -21,6 +21,9 @@ class Tokenizer(Protocol):
 
     bos_id: int | None
 
+    @property
+    def has_chat_template(self) -> bool: ...
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...

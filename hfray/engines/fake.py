@@ -20,6 +20,7 @@ class FakeTokenizer:
     """One token per UTF-8 byte; chat messages become `role: content` lines."""
 
     bos_id: int | None = 1
+    has_chat_template = True
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode("utf-8", "surrogatepass"))

@@ -46,8 +46,12 @@ class OpenVINOTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.native.decode(list(token_ids)) if len(token_ids) else ""
 
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.native.chat_template)
+
     def chat(self, messages: list[dict[str, str]]) -> str:
-        if not self.native.chat_template:
+        if not self.has_chat_template:
             raise ValueError(NO_CHAT_TEMPLATE)
         return self.native.apply_chat_template(messages, add_generation_prompt=True)
 

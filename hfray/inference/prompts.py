@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from hfray.completion import Prompt
-from hfray.errors import RequestError
+from hfray.engines.base import NO_CHAT_TEMPLATE
+from hfray.errors import RequestError, SettingsError
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -34,10 +35,13 @@ class RecordPrompt:
 
     Raises:
         ValueError: the template does not parse; the message names the key.
+        SettingsError: `prompt.chat` is true, and the model has no chat template.
     """
 
     def __init__(self, settings: PromptSettings, tokenizer: Tokenizer | None = None) -> None:
         self._settings, self._tokenizer = settings, tokenizer
+        if settings.chat and tokenizer is not None and not tokenizer.has_chat_template:
+            raise SettingsError(NO_CHAT_TEMPLATE)
         if settings.target:
             target = _load_target(settings.target)
             self.variables: list[str] = sorted(getattr(target, "input_variables", []))
@@ -54,7 +58,8 @@ class RecordPrompt:
         """The prompt of one record.
 
         Raises:
-            RequestError: a column of the template is missing or null, or the template fails on this record.
+            RequestError: a column of the template is missing or null, the template or the model's chat template fails
+                on this record, or the target returns something that is no prompt.
         """
         for name in self.variables:
             if record.get(name) is None:
@@ -77,17 +82,12 @@ class RecordPrompt:
             return Prompt(text)
         to_messages = getattr(value, "to_messages", None)
         messages = to_messages() if to_messages is not None else value
-        if isinstance(messages, list):
-            return self._of_messages(messages)
-        raise RequestError(f"prompt.target returned a {type(value).__name__}, which is not a prompt")
+        return self._of_messages(_checked_messages(messages))
 
     def _of_messages(self, messages: Sequence[BaseMessage]) -> Prompt:
         """Apply the model's chat template. Without one, write the messages as LangChain does for an LLM."""
-        try:
+        if self._tokenizer is None or self._tokenizer.has_chat_template:
             return self._chat([{"role": ROLES.get(m.type, m.type), "content": str(m.content)} for m in messages])
-        except ValueError:
-            if self._settings.chat:
-                raise
         from langchain_core.messages import get_buffer_string
 
         return Prompt(get_buffer_string(messages))
@@ -95,7 +95,25 @@ class RecordPrompt:
     def _chat(self, messages: list[dict[str, str]]) -> Prompt:
         if self._tokenizer is None:
             raise TypeError("a chat prompt needs the engine's tokenizer")
-        return Prompt(self._tokenizer.chat(messages), special_tokens_in_text=True)
+        try:
+            text = self._tokenizer.chat(messages)
+        except Exception as error:  # a chat template is the model's own code and raises errors of its own
+            reason = f"{type(error).__name__}: {error}"
+            raise RequestError(f"the model's chat template fails on this row: {reason}") from error
+        return Prompt(text, special_tokens_in_text=True)
+
+
+def _checked_messages(value: object) -> list[BaseMessage]:
+    """What `prompt.target` returned, if it is a list of messages. Raises RequestError if not."""
+    from langchain_core.messages import BaseMessage
+
+    if not isinstance(value, list):
+        raise RequestError(f"prompt.target returned a {type(value).__name__}, which is not a prompt")
+    strange = next((item for item in value if not isinstance(item, BaseMessage)), None)
+    if strange is not None or not value:
+        of = f"with a {type(strange).__name__} in it" if value else "without items"
+        raise RequestError(f"prompt.target returned a list {of}, not text or a list of LangChain messages")
+    return value
 
 
 def _parse(settings: PromptSettings) -> PromptTemplate:

@@ -72,6 +72,7 @@ class Snapshot:
         workers, workers_ready: workers seen so far, and workers with a loaded engine now.
         timeline: marks ("engine_ready", "first_row", ...) to `time.time()`.
         cannot_start: why a worker cannot load its engine; None while no worker has that problem.
+        unusable: whether the settings are the cause of `cannot_start`.
         per_worker, pools: by the worker's id, by the pool's name; `pools` is empty if there is one pool only.
     """
 
@@ -83,5 +84,6 @@ class Snapshot:
     deaths: int = 0
     timeline: dict[str, float] = field(default_factory=dict)
     cannot_start: str | None = None
+    unusable: bool = False
     per_worker: dict[str, WorkerCounts] = field(default_factory=dict)
     pools: dict[str, PoolCounts] = field(default_factory=dict)

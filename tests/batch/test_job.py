@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 
 import psutil
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from hfray.batch.job import run_batch
+from hfray.data.jsontypes import JSON_TEXT
 from hfray.data.records import OUTPUT_COLUMNS
 from hfray.errors import ExitCode, JobError, SettingsError
 from tests.batch.running import rows_of, run_fake, write
@@ -85,6 +88,19 @@ def test_bad_rows_become_error_rows_and_the_others_are_answered(tmp_path):
     assert all(rows[f"in.jsonl:{i}"]["finish_reason"] == "error" for i in errors)
     assert rows["in.jsonl:30"]["meta"] == {"k": 1}
     assert (summary.exit_code, summary.written.failed) == (ExitCode.OK, 4)
+
+
+def test_columns_of_json_text_say_so_in_the_output_and_in_the_output_of_the_next_job(tmp_path):
+    rows = [{"question": f"row {n}", "large": 2**64 + n, "mixed": n % 2 or "odd"} for n in range(40)]
+    path = write(tmp_path / "in.jsonl", rows)
+    run_fake(path, tmp_path / "out", "workers.rows_per_block=16")
+    for part in (tmp_path / "out").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns(OUTPUT_COLUMNS), tmp_path / "next.parquet")
+    run_fake(tmp_path / "next.parquet", tmp_path / "again")
+    for out in (tmp_path / "out", tmp_path / "again"):
+        schema = ds.dataset(list(map(str, out.glob("*.parquet")))).schema
+        assert [name for name in schema.names if schema.field(name).metadata == JSON_TEXT] == ["large", "mixed"]
+    assert {row["large"] for row in rows_of(tmp_path / "again")} == {str(2**64 + n) for n in range(40)}
 
 
 def test_too_many_errors_stop_the_job_with_the_most_frequent(tmp_path):
@@ -185,6 +201,17 @@ def test_a_worker_that_cannot_start_ends_the_job_once_with_the_cause(questions, 
     assert done.returncode == 1
     assert "error: a worker cannot start: SafetensorError" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_model_without_chat_template_is_refused_before_any_row(questions, tmp_path, tiny_gpt2):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_gpt2, model, ignore=lambda _, names: [name for name in names if "chat_template" in name])
+    settings = [f"model.source={model}", "conf=smollm2_cpu", "model=local", "prompt=chat"]
+    done = run_job(f"input.path={questions}", f"output.path={tmp_path / 'out'}", *settings)
+    assert done.returncode == ExitCode.UNUSABLE
+    assert done.stderr.splitlines()[-1].startswith("error: prompt.chat=true: the model has no chat template")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list((tmp_path / "out").glob("*.parquet"))
 
 
 def test_a_full_disk_fails_the_job_and_leaves_no_half_file(questions, tmp_path, monkeypatch):

@@ -63,7 +63,10 @@ def test_a_worker_that_cannot_load_reports_the_cause():
     monitor = Monitor(1)
     monitor.starting("w", "n1", 1)
     monitor.failed("w", "no such file")
-    assert monitor.snapshot().cannot_start == "no such file"
+    now = monitor.snapshot()
+    assert (now.cannot_start, now.unusable) == ("no such file", False)
+    monitor.failed("w", "no chat template", unusable=True)
+    assert monitor.snapshot().unusable
 
 
 def test_pools_are_counted_separately():

@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from hfray.batch.watch import ALL_FAILED_ROWS, engine_report, stop_if_hopeless
+from hfray.batch.watch import ALL_FAILED_ROWS, engine_report, stop_if_hopeless, too_many_errors
 from hfray.cluster.pools import Pool
 from hfray.data.output import PartReport
-from hfray.errors import JobError, TooManyErrorsError
+from hfray.errors import JobError, SettingsError, TooManyErrorsError
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals
 from hfray.runs.summary import Summary
 from tests.conftest import batch_settings
@@ -37,6 +37,18 @@ def test_too_many_failed_rows_stop_the_run():
     assert summary.failed_total == 11
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [([], ["name a new output.path", "If the cause is gone"]), (["input.id_column=n"], ["Fix the input rows"])],
+)
+def test_the_remedy_for_failed_rows_is_one_that_works(overrides, words):
+    """A changed template, or a changed input without ids, would be refused with exit code 2."""
+    settings = batch_settings("conf=fake", "input.path=in.jsonl", "output.path=out", *overrides)
+    message = too_many_errors(11, Summary(rows=100), settings)
+    for word in [*words, "output.retry_errors=true", "errors.max_fraction"]:
+        assert word in message
+
+
 def test_a_run_in_which_every_row_fails_stops_early():
     summary = Summary(rows=1_000_000, written=PartReport(rows=ALL_FAILED_ROWS, failed=ALL_FAILED_ROWS))
     with pytest.raises(TooManyErrorsError):
@@ -46,6 +58,8 @@ def test_a_run_in_which_every_row_fails_stops_early():
 def test_a_run_without_a_worker_stops():
     with pytest.raises(JobError, match="no such model"):
         stop(Summary(), ready(cannot_start="no such model"))
+    with pytest.raises(SettingsError, match="no chat template"):
+        stop(Summary(), ready(cannot_start="no chat template", unusable=True))
     late = Summary(rows=1, timeline={"model_ready": time.time() - 4000})
     with pytest.raises(JobError, match=r"workers\.start_timeout=3600.*1\.5 CPUs and 0 GPUs"):
         stop(late, Snapshot())

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import pytest
+from jinja2 import TemplateError
+from langchain_core.messages import HumanMessage
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from langchain_core.runnables import RunnableLambda
 
 from hfray.completion import Prompt
 from hfray.config.engine import PromptSettings
 from hfray.engines.fake import FakeTokenizer
-from hfray.errors import RequestError
+from hfray.errors import RequestError, SettingsError
 from hfray.inference.prompts import RecordPrompt
 
 CHAT = ChatPromptTemplate.from_messages([("system", "Be brief."), ("human", "{question}")])
 TEXT = PromptTemplate.from_template("Q: {question}")
 
 
-def returns_a_number(_):
-    return 7
+NOT_PROMPTS = {
+    "number": 7,
+    "nothing": None,
+    "list of text": ["Why?"],
+    "list of a message and a number": [HumanMessage("Why?"), 7],
+    "empty list": [],
+    "dict": {"role": "user", "content": "Why?"},
+}
+ODD = RunnableLambda(lambda record: NOT_PROMPTS[record["question"]])
 
 
 class NoChatTemplate(FakeTokenizer):
+    has_chat_template = False
+
     def chat(self, messages):
         raise ValueError("no chat template")
+
+
+class StrictChatTemplate(FakeTokenizer):
+    """Refuses some messages, as templates do with `raise_exception`."""
+
+    def chat(self, messages):
+        if messages[-1]["content"] == "odd":
+            raise TemplateError("roles must alternate")
+        return super().chat(messages)
 
 
 def render(record, tokenizer=None, **settings):
@@ -66,9 +87,29 @@ def test_targets_may_be_chat_or_text_prompts():
     assert render({"question": "Why?"}, target=target("TEXT")) == Prompt("Q: Why?")
 
 
-def test_without_a_chat_template_chat_true_is_an_error():
-    with pytest.raises(ValueError, match="no chat template"):
-        render({"question": "Why?"}, NoChatTemplate(), target=target("CHAT"), chat=True)
+def test_without_a_chat_template_chat_true_is_refused_before_any_row():
+    with pytest.raises(SettingsError, match=r"prompt\.chat=true: the model has no chat template"):
+        RecordPrompt(PromptSettings(template="{question}", chat=True), NoChatTemplate())
+
+
+def test_without_a_chat_template_messages_are_written_as_text():
+    prompt = render({"question": "Why?"}, NoChatTemplate(), target=target("CHAT"))
+    assert prompt == Prompt("System: Be brief.\nHuman: Why?")
+
+
+@pytest.mark.parametrize("settings", [{"target": target("CHAT")}, {"template": "{question}", "chat": True}])
+def test_a_chat_template_that_fails_on_a_row_is_the_rows_error(settings):
+    prompts = RecordPrompt(PromptSettings(**settings), StrictChatTemplate())
+    with pytest.raises(RequestError, match="chat template fails on this row: TemplateError: roles must alternate"):
+        prompts.render({"question": "odd"})
+    assert "Why?" in prompts.render({"question": "Why?"}).text
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("returned", NOT_PROMPTS)
+def test_a_target_that_returns_no_prompt_is_the_rows_error(returned, chat):
+    with pytest.raises(RequestError, match=r"prompt\.target returned a"):
+        render({"question": returned}, target=target("ODD"), chat=chat)
 
 
 def test_mistakes_name_the_key():

@@ -36,8 +36,12 @@ class TransformersTokenizer:
         with self._lock:
             return self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.hf.chat_template)
+
     def chat(self, messages: list[dict[str, str]]) -> str:
-        if not self.hf.chat_template:
+        if not self.has_chat_template:
             raise ValueError(NO_CHAT_TEMPLATE)
         with self._lock:
             return self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
