@@ -108,8 +108,7 @@ def inspect(settings: BatchSettings) -> tuple[Table, OutputFolder]:
                 f"Columns: {', '.join(table.schema.names)}. Rename it in the template, or add the column."
             )
     output = OutputFolder(absolute(settings.output.path))
-    _check_output(settings, output, table)
-    return table, output
+    return _check_output(settings, output, table), output
 
 
 def _template_variables(settings: BatchSettings) -> list[str]:
@@ -133,8 +132,12 @@ def _check_model_paths(settings: BatchSettings) -> None:
 # --- the output folder -----------------------------------------------------------------------------------------
 
 
-def _check_output(settings: BatchSettings, output: OutputFolder, table: Table) -> None:
-    """Check that the run may write to the folder or resume it. Raises SettingsError."""
+def _check_output(settings: BatchSettings, output: OutputFolder, table: Table) -> Table:
+    """Check that the run may write to the folder or resume it; returns the table, its columns in the folder's order.
+
+    Raises:
+        SettingsError: the run may not write to the folder.
+    """
     if output.filesystem.get_file_info(output.root).is_file:
         raise SettingsError(f"output.path={output.path}: is a file. Name a folder.")
     foreign = output.foreign_files()
@@ -145,7 +148,7 @@ def _check_output(settings: BatchSettings, output: OutputFolder, table: Table) -
         )
     parts = output.parts()
     if settings.output.overwrite or not parts:
-        return
+        return table
     if not settings.output.resume:
         raise SettingsError(
             f"output.path={output.path}: holds output already. Name another folder, set output.resume=true to resume "
@@ -158,27 +161,23 @@ def _check_output(settings: BatchSettings, output: OutputFolder, table: Table) -
             "made. Name another folder, or start over with output.overwrite=true."
         )
     check_fingerprint(fingerprint(settings), about.fingerprint, output.path)
-    _check_schema(output, parts[0], table)
+    return _with_columns_of(output, parts[0], table)
 
 
-def _check_schema(output: OutputFolder, part: str, table: Table) -> None:
+def _with_columns_of(output: OutputFolder, part: str, table: Table) -> Table:
+    """The table, its columns in the order of an existing file. Raises SettingsError if the columns differ."""
     with open_part(output, part) as parquet:
         existing = parquet.schema_arrow.remove_metadata()
     expected = output_schema(table.schema)
-    if existing.equals(expected):
-        return
     differ = [f.name for f in expected if f.name not in existing.names or existing.field(f.name).type != f.type]
     differ += [name for name in existing.names if name not in expected.names]
-    difference = f"differ from the columns of this input ({', '.join(differ)})"
-    if not differ:
-        difference = (
-            f"are in another order than the columns of this input (there: {', '.join(existing.names)}; "
-            f"here: {', '.join(expected.names)})"
+    if differ:
+        raise SettingsError(
+            f"output.path={output.path}: the columns of the existing output differ from the columns of this input "
+            f"({', '.join(differ)}). Name another output folder, or give the same input as before."
         )
-    raise SettingsError(
-        f"output.path={output.path}: the columns of the existing output {difference}. "
-        "Name another output folder, or give the same input as before."
-    )
+    names = [name for name in existing.names if name in table.schema.names]
+    return table if names == table.schema.names else table.with_columns(names)
 
 
 def _take_over(settings: BatchSettings, output: OutputFolder, seen: manifest.Manifest) -> Lease:

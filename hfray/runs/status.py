@@ -47,12 +47,19 @@ class StatusSettings:
 
 @plain_dataclass(frozen=True, slots=True)
 class Status:
-    """The newest run of a folder. `rows_written` counts the rows in finished files, of all runs."""
+    """The newest run of a folder.
+
+    Attributes:
+        rows: rows of the newest run's input.
+        rows_written: how many of these are in finished files, of all runs.
+        other_rows: rows in finished files that are not in the newest run's input.
+    """
 
     state: str
     rows: int
     rows_written: int
     rows_answered: int
+    other_rows: int
     failed: int
     record: RunRecord
     runs: int
@@ -85,11 +92,14 @@ def read_status(path: str) -> Status:
     record = runs[-1]
     summary, totals = record.summary, record.snapshot.totals
     here = totals.rows if record.state == RunState.RUNNING else 0
+    other = max(0, written.total() - written[record.run_id] - summary.rows_done_before)
+    in_files = written.total() - other
     return Status(
         state=record.state,
         rows=summary.rows,
-        rows_written=written.total(),
-        rows_answered=max(written.total(), summary.rows_done_before + here),
+        rows_written=in_files,
+        rows_answered=max(in_files, summary.rows_done_before + here),
+        other_rows=other,
         failed=max(summary.failed_total, totals.failed_rows),
         record=record,
         runs=len(runs),
@@ -115,6 +125,11 @@ def describe(status: Status) -> list[str]:
     if status.rows_written < done:
         rows += f", {status.rows_written:,} of them in finished files"
     lines.append(f"{rows}, {status.failed:,} failed")
+    if status.other_rows:
+        lines.append(
+            f"the folder also holds {status.other_rows:,} rows that the last run's input did not contain "
+            "(a smaller input.limit, or rows that were removed from the input)"
+        )
     if status.state == RunState.RUNNING:
         lines += _pace(record)
     else:

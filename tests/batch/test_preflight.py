@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hfray.batch.preflight import prepare
@@ -61,6 +62,28 @@ def test_appended_rows_and_new_files_are_pending(tmp_path):
     write(folder / "b.jsonl", range(3))
     assert run(settings_for(folder, out)) == 3
     assert run(settings_for(folder, out)) == 0
+
+
+def test_a_new_first_file_with_another_order_of_keys_is_resumed(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write(folder / "b.jsonl", range(3))
+    assert run(settings_for(folder, out)) == 3
+    (folder / "a.jsonl").write_text('{"n": 7, "question": "What is 7?"}\n')
+    assert run(settings_for(folder, out)) == 1
+    parts = [pq.read_table(part) for part in sorted(out.glob("*.parquet"))]
+    assert parts[0].schema.equals(parts[1].schema)
+    assert sorted(n for part in parts for n in part["n"].to_pylist()) == [0, 1, 2, 7]
+
+
+def test_another_column_is_refused_by_name(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write(folder / "b.jsonl", range(3))
+    assert run(settings_for(folder, out)) == 3
+    (folder / "a.jsonl").write_text('{"n": 7, "question": "What is 7?", "new": 1}\n')
+    with pytest.raises(SettingsError, match=r"the columns of the existing output differ .*\(new\)"):
+        prepare(settings_for(folder, out))
 
 
 def test_done_rows_outside_a_smaller_limit_hide_no_missing_row(tmp_path):

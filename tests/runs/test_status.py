@@ -64,6 +64,18 @@ def test_a_finished_run_whose_rows_are_gone(tmp_path):
     assert lines(tmp_path)[0].startswith("finished, but rows are missing")
 
 
+@pytest.mark.parametrize(("written", "told"), [(5, "25 of 25 rows (100.0%)"), (2, "22 of 25 rows (88.0%)")])
+def test_rows_outside_the_last_input_do_not_count_and_are_explained(tmp_path, written, told):
+    write_part(tmp_path, "aaaa", 0, [row(n) for n in range(40)])
+    write_run(tmp_path, "aaaa", 40, ago=900)
+    write_part(tmp_path, "bbbb", 0, [row(n) for n in range(40, 40 + written)])
+    write_run(tmp_path, "bbbb", 25, before=20)
+    status = read_status(str(tmp_path))
+    assert (status.rows_written, status.other_rows, status.complete) == (20 + written, 20, written == 5)
+    assert describe(status)[1].startswith(told)
+    assert describe(status)[2].startswith("the folder also holds 20 rows that the last run's input did not contain")
+
+
 def test_the_newest_run_counts(tmp_path):
     write_part(tmp_path, "aaaa", 0, [row(n) for n in range(60)])
     write_run(tmp_path, "aaaa", 100, ended=False, ago=900, pid=GONE)
