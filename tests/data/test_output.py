@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import stat
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +43,26 @@ def test_a_part_is_counted_and_its_rows_are_done(output):
         assert (done.count, done.failed) == (3, 1)
         assert done.drop_from(rows(["a:0", "a:1", "a:2"]))["row_id"].to_pylist() == ["a:1"]
         assert done.drop_from(rows(["b:8", "b:9", "b:1000"]))["row_id"].to_pylist() == ["b:8", "b:1000"]
+
+
+def test_a_file_is_on_the_disk_before_it_appears(output, monkeypatch):
+    """After a power cut, a renamed file whose content was not flushed is empty."""
+    steps, fsync, rename = [], os.fsync, os.rename
+
+    def flushed(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        has_content = os.fstat(descriptor).st_size > 0
+        steps.append("flush the folder" if is_folder else "flush" if has_content else "flush nothing")
+        fsync(descriptor)
+
+    def renamed(source: str, target: str) -> None:
+        steps.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr("os.fsync", flushed)
+    monkeypatch.setattr("os.rename", renamed)
+    output.write_part("part-mine-0.parquet", [rows(["a:0"])], "mine")
+    assert steps == ["flush", "rename", "flush the folder"]
 
 
 def test_another_run_in_the_folder_stops_this_one(output):
