@@ -179,15 +179,17 @@ def questions(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_ray() -> Iterator[None]:
+def shared_ray() -> Iterator[dict[str, str]]:
     """A local Ray of four CPUs for all tests that only need a job to run.
 
-    `run_batch` uses the Ray that its process is connected to. Jobs in processes of their own start their own Ray.
+    `run_batch` uses the Ray that its process is connected to. A job in a process of its own starts its own Ray, which
+    takes seconds; with the environment that this fixture yields, the job uses this Ray.
     """
     import ray
 
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
+    address = ray.get_runtime_context().gcs_address
+    yield os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
     ray.shutdown()
 
 

@@ -191,13 +191,13 @@ def test_unusable_output_or_prompt_is_named(questions, tmp_path, setup, override
         assert word in str(caught.value)
 
 
-def test_a_worker_that_cannot_start_ends_the_job_once_with_the_cause(questions, tmp_path, tiny_gpt2):
+def test_a_worker_that_cannot_start_ends_the_job_once_with_the_cause(questions, tmp_path, tiny_gpt2, shared_ray):
     broken = tmp_path / "model"
     broken.mkdir()
     for file in tiny_gpt2.iterdir():
         (broken / file.name).write_bytes(file.read_bytes()[: 10_000 if file.suffix == ".safetensors" else None])
     settings = [f"model.source={broken}", "conf=smollm2_cpu", "model=local"]
-    done = run_job(f"input.path={questions}", f"output.path={tmp_path / 'out'}", *settings)
+    done = run_job(f"input.path={questions}", f"output.path={tmp_path / 'out'}", *settings, env=shared_ray)
     assert done.returncode == 1
     assert "error: a worker cannot start: SafetensorError" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -28,10 +28,12 @@ def name_of(page: Path) -> str:
 @pytest.mark.ray
 @pytest.mark.timeout(900)  # a page runs several jobs, one after the other
 @pytest.mark.parametrize("page", RUN, ids=name_of)
-def test_bash_runs_the_marked_blocks(page, tmp_path):
+def test_bash_runs_the_marked_blocks(page, tmp_path, shared_ray):
+    """The README's commands start their own Ray, as a first user's do; those of other pages use one that runs."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    environment = dict(os.environ) if page.name == "README.md" else shared_ray
+    environment |= {"PATH": path, "PYTHONPATH": str(ROOT)}
     for block in blocks(page, "bash"):
         if block.run:
             done = subprocess.run(

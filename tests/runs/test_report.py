@@ -212,6 +212,7 @@ def test_the_page_of_a_run_that_was_killed_and_resumed(shared_ray, tmp_path):
     slow = ["backend.step_seconds=0.2", "backend.tokens_per_step=4", "backend.batch_size=64"]
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.batch", *job, *slow],
+        env=shared_ray,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

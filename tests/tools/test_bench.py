@@ -60,7 +60,9 @@ def test_the_rate_of_a_run():
 
 
 @pytest.mark.ray
-def test_a_variant_is_the_job_with_changed_settings(common):
+def test_a_variant_is_the_job_with_changed_settings(common, shared_ray, monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, shared_ray[name])
     settings = bench_settings(
         *common,
         "bench.rounds=1",

@@ -159,7 +159,7 @@ def test_a_model_without_an_encoder_is_refused(tiny_gpt2):
 
 
 @pytest.mark.ray
-def test_a_job_summarizes(t5_with_tasks, questions, tmp_path):
+def test_a_job_summarizes(t5_with_tasks, questions, tmp_path, shared_ray):
     import pyarrow.dataset as ds
 
     done = run_job(
@@ -170,6 +170,7 @@ def test_a_job_summarizes(t5_with_tasks, questions, tmp_path):
         "generation.max_new_tokens=8",
         f"input.path={questions}",
         f"output.path={tmp_path / 'out'}",
+        env=shared_ray,
     )
     assert done.returncode == 0, done.stderr
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
