@@ -18,6 +18,9 @@ from tests.processes import Hold, wait_for_file
 pytestmark = pytest.mark.ray
 
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
+# The head takes no work, and notices within seconds that a node is lost.
+HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+HEAD = NODE | {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH}
 # One worker on each node: every node has one slot, and every worker takes one.
 ONE_EACH = ["workers.cpus=2", "workers.resources.slot=1"]
 # Rows take several steps, so that a held engine is in the middle of some.
@@ -37,7 +40,7 @@ def cluster(caches, s3_environment):
     """A head that takes no work, and three nodes."""
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "include_dashboard": False})
+    found = Cluster(initialize_head=True, head_node_args=HEAD)
     found.started = [
         found.add_node(resources={"slot": 1}, env_vars={"HFRAY_CACHE": str(cache)} | s3_environment, **NODE)
         for cache in caches
@@ -170,7 +173,7 @@ def unlike():
     """A head, a node labelled `fast` and two with a `slow` slot."""
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "include_dashboard": False})
+    found = Cluster(initialize_head=True, head_node_args=HEAD)
     found.add_node(labels={"pool": "fast"}, **NODE)
     found.slow = [found.add_node(resources={"slow": 1}, **NODE) for _ in range(2)]
     yield found
