@@ -28,6 +28,17 @@ def named(parent: int, name: str) -> list[psutil.Process]:
     return found
 
 
+def open_ports(parent: int) -> set[tuple[str, int]]:
+    """Addresses and ports on which a process and its descendants listen."""
+    found = set()
+    for process in [psutil.Process(parent), *psutil.Process(parent).children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port))
+    return found
+
+
 def wait_for_file(folder: Path) -> None:
     """Wait until a job has written a file of rows."""
     deadline = time.monotonic() + WAIT_SECONDS

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hfray import interrupts
+from hfray.cluster.private import loopback_ports, private_token, session_folder
 from hfray.config.batch import BatchSettings
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
@@ -38,8 +39,10 @@ def is_local(settings: BatchSettings | ServeSettings) -> bool:
 def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
     """Ray, started or joined; the only caller of `ray.init`. A connection that exists already stays open.
 
+    Only this user of this machine can reach a Ray that is started here.
+
     Raises:
-        SettingsError: the address cannot be reached.
+        SettingsError: the address cannot be reached, or a local Ray finds no folder for its session.
     """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
@@ -63,19 +66,20 @@ def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
 
 
 def _start(ray: Any, settings: BatchSettings | ServeSettings) -> None:
-    """Call `ray.init`. Raises SettingsError if the address cannot be reached."""
+    """Call `ray.init`. Raises SettingsError if the address cannot be reached, or if RAY_TMPDIR cannot be used."""
     level = logging.INFO if settings.verbose else logging.ERROR
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
     address = settings.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": settings.verbose}
+    private = contextlib.nullcontext()
+    if is_local(settings):
+        options |= {"include_dashboard": False, "_temp_dir": session_folder()}
+        private = loopback_ports(ray)
+        private_token(ray)
     try:
-        with _signals_kept(ray), contextlib.nullcontext() if settings.verbose else _stderr_closed():
-            ray.init(
-                address,
-                include_dashboard=False if is_local(settings) else None,
-                logging_level=level,
-                log_to_driver=settings.verbose,
-            )
+        with _signals_kept(ray), private, contextlib.nullcontext() if settings.verbose else _stderr_closed():
+            ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(
             f"ray.address={address}: cannot be reached ({str(error).splitlines()[0]}). Check the address; a cluster with "

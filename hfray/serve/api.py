@@ -203,11 +203,19 @@ async def _start(
 ) -> tuple[Session, answers.Header]:
     """Send a request's prompts to the engine. For a stream, wait for its first piece. Raises ApiError."""
     service.check_model(body.model)
+    engine = service.worker.loop.engine
+    if body.wants_logprobs and not engine.top_logprobs:
+        raise ApiError(
+            400,
+            f"{body.LIKELIEST}={body.wants_logprobs} is not supported: this server's engine reports the "
+            f"log-probability of the generated token only. Use {body.LIKELIEST}=0.",
+            param=body.LIKELIEST,
+        )
     ticket = request.scope[TICKET]
     ticket.widen(num_prompts * body.samples)
     session = ticket.hold(service.open_session())
     try:
-        params = body.params(service.settings.params, service.worker.loop.engine.context_length)
+        params = body.params(service.settings.params, engine.context_length)
         await session.start(render, params, samples=range(body.samples), stream=bool(body.stream))
         if body.stream:
             await session.wait_for_first()
@@ -215,9 +223,8 @@ async def _start(
         raise ApiError(400, str(error)) from error
     except EngineDiedError as error:
         raise cut_short(error) from error
-    tokenizer = service.worker.loop.engine.tokenizer
     name = f"{prefix}-{uuid.uuid4().hex}"
-    return session, answers.Header(name, int(time.time()), service.model_name, tokenizer)
+    return session, answers.Header(name, int(time.time()), service.model_name, engine.tokenizer)
 
 
 async def _completions(session: Session, checked: bool = True) -> list[Completion]:

@@ -20,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 
 from hfray.cluster.pools import check_resources, pool_of
 from hfray.config.compose import load_settings
-from hfray.config.serve import ServeSettings
+from hfray.config.serve import ServeSettings, is_loopback
 from hfray.engines.capacity import least_capacity_of
 from hfray.errors import SettingsError
 from hfray.serve.keys import ApiKeys
@@ -41,6 +41,8 @@ class Replica:
     def __init__(self, settings: ServeSettings, threads: int, keys: ApiKeys, board: DeploymentHandle | None) -> None:
         from hfray.serve.replica import Service
 
+        check_proxy(settings)  # the variable may be set on the cluster only
+        _listen_on_loopback()
         os.environ["HFRAY_WORKER"] = "1"
         name = serve.get_replica_context().replica_id.unique_id
         self._service = Service(settings, keys, threads, name, board)
@@ -58,6 +60,14 @@ class Replica:
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, and wait for the running ones; end them with an error after `seconds`."""
         await self._service.drain(seconds)
+
+
+class Board(MetricsBoard):
+    """The metrics board as a Serve replica."""
+
+    def __init__(self) -> None:
+        _listen_on_loopback()
+        super().__init__()
 
 
 def app(args: Mapping[str, object]) -> Application:
@@ -107,7 +117,7 @@ def application(settings: ServeSettings) -> Application:
     )
     board = None
     if settings.workers.bounds[1] > 1:
-        metrics = serve.deployment(MetricsBoard, name="Metrics").options(
+        metrics = serve.deployment(Board, name="Metrics").options(
             ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=1, logging_config=logs
         )
         board = metrics.bind()
@@ -125,6 +135,21 @@ def check_proxy(settings: ServeSettings) -> None:
             "RAY_SERVE_ENABLE_HA_PROXY: behind HAProxy, requests from other machines look local, and serve.api_keys is "
             "null. Set serve.api_keys=env:NAME or file:PATH, or unset the variable."
         )
+
+
+def _listen_on_loopback() -> None:
+    """On a local Ray, make the gRPC server of this replica listen on loopback only.
+
+    Serve starts the server after the replica's constructor, on all addresses. Its callers use the node's address.
+    """
+    import ray
+    from ray._common import network_utils, tls_utils
+    from ray.serve._private import replica
+
+    host = ray.util.get_node_ip_address()
+    if is_loopback(host):
+        address = network_utils.build_address(host, 0)
+        replica.add_port_to_grpc_server = lambda server, _: tls_utils.add_port_to_grpc_server(server, address)
 
 
 def write_config(path: str, settings: ServeSettings, given: Sequence[str]) -> None:

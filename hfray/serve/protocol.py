@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -65,6 +65,7 @@ class GenerationRequest(BaseModel):
     """The fields that both kinds of requests share. A missing field takes the server's setting (`generation.*`)."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+    LIKELIEST: ClassVar[str]  # the field that asks for the likeliest tokens
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=TOKEN_LIMIT)
@@ -141,6 +142,8 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
+    LIKELIEST = "logprobs"
+
     prompt: str | Annotated[list[str], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | Literal[False] | None = None
 
@@ -188,6 +191,8 @@ class Message(BaseModel):
 
 class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
+
+    LIKELIEST = "top_logprobs"
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = Field(default=None, ge=1, le=TOKEN_LIMIT)

@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 from hfray.cluster.connection import connected, is_local
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
+from hfray.serve import proxy
 from hfray.serve.deployment import ENGINE, NAME, application, check_proxy
 from hfray.serve.keys import ApiKeys
 
@@ -31,6 +32,7 @@ def run_service(settings: ServeSettings) -> None:
     check(settings)
     # Workers get their own process groups: Ctrl-C at a terminal must reach this process only, so that they can finish.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
+    os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
     with connected(settings):
         if not settings.verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)

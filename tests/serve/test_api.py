@@ -19,6 +19,7 @@ from hfray.serve.replica import Service
 from tests.conftest import batch_settings
 
 FAKE = ("conf=fake", "model.source=fake-model")
+MESSAGES = [{"role": "user", "content": "x"}]
 
 
 def settings(*overrides: str) -> ServeSettings:
@@ -139,6 +140,22 @@ def test_bad_requests_say_what_is_wrong(service, body, message):
     assert message in error["message"]
     assert error["type"] == "invalid_request_error"
     assert service.admission.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/completions", {"prompt": "x", "logprobs": 2}, "logprobs"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}, "top_logprobs"),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_without_the_likeliest_tokens_refuses_them_by_name(service, monkeypatch, path, body, field, stream):
+    monkeypatch.setattr(service.worker.loop.engine, "top_logprobs", False)
+    response = ask(service, path, body | {"stream": stream})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+    assert f"{field}=2 is not supported" in response.json()["error"]["message"]
 
 
 def test_neutral_values_of_unsupported_fields_are_accepted(service):

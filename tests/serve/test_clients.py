@@ -144,6 +144,10 @@ def test_logprobs(client, model):
     parts = [c.choices[0].logprobs for c in stream if c.choices and c.choices[0].logprobs]
     streamed = [token for part in parts for token in part.content]
     assert [token.token for token in streamed] == [token.token for token in tokens]
+    with pytest.raises(openai.BadRequestError, match="top_logprobs=2 is not supported") as refused:  # by OpenVINO
+        client.chat.completions.create(**chat, logprobs=True, top_logprobs=2)
+    assert refused.value.param == "top_logprobs"
+    assert client.chat.completions.create(**chat).choices[0].logprobs is None
     text = client.completions.create(model=model, prompt="The sky is", max_tokens=4, temperature=0, logprobs=0)
     assert len(text.choices[0].logprobs.token_logprobs) == 4
     assert "".join(text.choices[0].logprobs.tokens) == text.choices[0].text

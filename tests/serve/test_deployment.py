@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -26,7 +27,7 @@ from hfray.errors import SettingsError
 from hfray.serve.deployment import overrides
 from hfray.serve.server import check
 from tests.conftest import run_job
-from tests.processes import WAIT_SECONDS, named
+from tests.processes import WAIT_SECONDS, named, open_ports
 from tests.serving import Server, free_port, serving
 
 pytestmark = pytest.mark.server
@@ -152,6 +153,38 @@ def test_the_page_in_a_browser(slow, tmp_path):
     slow.wait_for("hfray_completions_running", 0)
 
 
+def test_clients_of_a_killed_replica_get_an_error_in_the_form_of_openai(slow):
+    method, url, body = long_request(slow)
+    with ThreadPoolExecutor(1) as pool, httpx.stream(method, url, json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        whole = pool.submit(httpx.request, method, url, json=body | {"stream": False}, timeout=60)
+        slow.wait_for("hfray_completions_running", 2)
+        for replica in replicas(slow):
+            psutil.Process(replica).kill()
+        last = [line for line in lines if line][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "replica_lost"
+        answer = whole.result()
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "replica_lost"
+    deadline = time.monotonic() + WAIT_SECONDS
+    while httpx.get(f"{slow.url}/health", timeout=30).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_errors_of_the_proxy_have_the_form_of_openai(slow):
+    method, url, body = long_request(slow, stream=False)
+    for headers, status, code in [
+        ({"serve_multiplexed_model_id": b"\xff"}, 400, "invalid_header"),
+        ({"x-request-id": b"\xff"}, 400, "invalid_header"),
+        ({"x-request-timeout-seconds": "0.5"}, 408, "timeout"),
+    ]:
+        answer = httpx.request(method, url, json=body, headers=headers, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), headers
+    slow.wait_for("hfray_completions_running", 0)
+
+
 def test_running_requests_are_finished_when_the_service_stops(slow):
     """The last test of the slow server: it stops the server as Ctrl-C at a terminal does, with a signal to all processes."""
     method, url, body = long_request(slow, 60)
@@ -228,6 +261,12 @@ def replicas(server: Server) -> list[int]:
     return [process.pid for process in named(server.process.pid, "ServeReplica:hfray:Engine")]
 
 
+def test_every_port_is_on_loopback(pair):
+    ports = open_ports(pair.process.pid)
+    assert ("127.0.0.1", pair.port) in ports
+    assert {address for address, _ in ports} == {"127.0.0.1"}, ports
+
+
 def test_a_port_that_is_taken_starts_nothing(pair):
     done = run_job("conf=fake", f"serve.port={pair.port}", module="jobs.serve", timeout=60)
     assert done.returncode == 2, done.stderr
@@ -261,6 +300,32 @@ def test_config_for_a_ray_service(tmp_path):
     assert application.import_path == "hfray.serve:app"
     assert sorted(overrides(application.args)) == sorted(options)
     assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}
+
+
+def test_serve_run_starts_the_service(tmp_path):
+    """Ray Serve's own command on the config file. Without a file, it listens on port 8000, which a test cannot choose."""
+    port, config = free_port(), tmp_path / "serve.yaml"
+    options = ["conf=fake", f"serve.port={port}", f"emit={config}"]
+    assert run_job(*options, module="jobs.serve", timeout=60).returncode == 0
+    command, log = [Path(sys.executable).parent / "serve", "run", str(config)], tmp_path / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + WAIT_SECONDS
+        while (
+            "Deploying new version" not in log.read_text() or httpx.get(f"{url}/health", timeout=60).status_code != 200
+        ):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 3}, timeout=60)
+        assert answer.json()["usage"]["completion_tokens"] == 3
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_arguments_of_the_builder():
