@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 from fastapi import FastAPI
@@ -143,13 +144,13 @@ def _listen_on_loopback() -> None:
     Serve starts the server after the replica's constructor, on all addresses. Its callers use the node's address.
     """
     import ray
-    from ray._common import network_utils, tls_utils
+    from ray._common.tls_utils import add_port_to_grpc_server
     from ray.serve._private import replica
 
     host = ray.util.get_node_ip_address()
     if is_loopback(host):
-        address = network_utils.build_address(host, 0)
-        replica.add_port_to_grpc_server = lambda server, _: tls_utils.add_port_to_grpc_server(server, address)
+        address = f"[{host}]:0" if ":" in host else f"{host}:0"
+        cast("Any", replica).add_port_to_grpc_server = lambda server, _: add_port_to_grpc_server(server, address)
 
 
 def write_config(path: str, settings: ServeSettings, given: Sequence[str]) -> None:

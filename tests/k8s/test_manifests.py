@@ -251,6 +251,7 @@ def test_job_commands_compose(name):
 def test_service_composes():
     from hfray.config.compose import load_settings
     from hfray.config.serve import ServeSettings
+    from hfray.serve import proxy
     from hfray.serve.deployment import overrides
 
     config = yaml.safe_load(resource("rayservice")["spec"]["serveConfigV2"])
@@ -267,6 +268,7 @@ def test_service_composes():
     for part in pod_templates("rayservice").values():
         env = {v["name"]: v for v in part["spec"]["containers"][0]["env"]}
         assert "optional" not in env[variable]["valueFrom"]["secretKeyRef"]  # no keys, no service
+        assert env[proxy.VARIABLE]["value"] == proxy.CALLBACK
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
