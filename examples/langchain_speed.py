@@ -18,7 +18,6 @@ from langchain_huggingface import HuggingFacePipeline as Theirs
 from hfray import EngineSettings, HuggingFacePipeline, load_settings, prepare_model
 
 COUNT, NEW_TOKENS = 64, 32
-EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     )
     prompt = PromptTemplate.from_template("Question: {question}\n\nAnswer: Let's think step by step.")
     options = {"pipeline_kwargs": {"max_new_tokens": NEW_TOKENS, "do_sample": False}}
-    openvino = {"backend": "openvino", "model_kwargs": {"device": "CPU", "ov_config": EXACT}}
+    openvino = {"backend": "openvino", "precision": "exact"}
     runs = {
         "theirs, batch_size=2": (Theirs, folder, {"batch_size": 2}),
         "ours, backend=default": (HuggingFacePipeline, folder, {}),

@@ -46,7 +46,8 @@ def _lines(result: Comparison) -> list[str]:
         lines.append(f"rows that failed in the first only: {failed}; in both: {result.failed_both:,}")
     for name, side in zip(("first", "second"), result.sides, strict=True):
         speed = f", {side.speed[0]:,.1f} rows/s, {side.speed[1]:,.0f} tokens/s" if side.speed else ""
-        lines.append(f"{name}: {side.lengths.mean:,.1f} tokens a row{speed}")
+        computed = f", computed in {' and '.join(side.about.precisions)}" if side.about.precisions else ""
+        lines.append(f"{name}: {side.lengths.mean:,.1f} tokens a row{speed}{computed}")
     return lines
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hfray.runs.summary import EngineReport, Summary
-from hfray.runs.words import coarse, duration, pool_words
+from hfray.runs.words import coarse, duration, pool_words, precision_words
 from hfray.tools.plan import WORKERS, Plan
 
 SNIPPET = 160  # characters of a prompt or an answer
@@ -73,6 +73,7 @@ def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
         kinds = "".join(f"\n{count:,} x {error[:200]}" for error, count in trial.errors.most_common(3))
         lines.append(("errors", f"{failed:,} of {trial.sampled:,} rows{kinds}"))
     pace = f"{trial.tokens_per_second:,.0f} generated tokens/s, {trial.rows_per_second:,.2f} rows/s"
+    pace += f" in {trial.precision}" if trial.precision else ""
     answers = f"{trial.tokens_per_row:,.0f} tokens a row"
     lines += [
         ("one worker", f"{pace}, {answers}"),
@@ -133,6 +134,8 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
 
 def _engine_lines(engine: EngineReport) -> list[tuple[str, str]]:
     lines, saved = [], engine.saved_tokens
+    if engine.precisions:
+        lines.append(("precision", precision_words(engine.precisions)))
     if saved.generated or saved.prompts or saved.prefixes:
         equal = engine.rows_of_equal_prompts
         words = f"{saved.generated:,} of {equal:,} rows with equal prompts, " if equal else ""

@@ -12,6 +12,7 @@ from hfray.batch.preflight import Job, prepare
 from hfray.batch.watch import RunWatch, too_many_errors
 from hfray.config.batch import BatchSettings
 from hfray.errors import ExitCode, JobError, SettingsError, TooManyErrorsError
+from hfray.runs.about import add_to_about
 from hfray.runs.recorder import RunRecorder
 from hfray.runs.report import try_report
 from hfray.runs.summary import RunState, Summary
@@ -83,7 +84,7 @@ def _run(job: Job, record: RunRecorder, summary: Summary) -> None:
         pools, models = prepare_models(ray, pools)
         if models:
             about = {"models": models} if len(pools) > 1 else {"model": models[""]}
-            job.output.write_json("run.json", (job.output.read_json("run.json") or {}) | about)
+            add_to_about(job.output, **about)
         summary.timeline["model_ready"] = time.time()
         record.enter_stage("starting workers")
         _watch(ray, job, pools, summary, [*_describe_pools(pools), *notes], record)
@@ -122,7 +123,7 @@ def _watch(
     with RunProgress(summary.rows, summary.rows_done_before) as progress:
         for note in notes:
             progress.say(note)
-        watch = RunWatch(job.settings, pools, monitor, summary, record, progress)
+        watch = RunWatch(job, pools, monitor, summary, record, progress)
         try:
             run_pipeline(job, pools, monitor, watch.on_tick)
         except (KeyboardInterrupt, TooManyErrorsError, JobError, SettingsError):

@@ -22,6 +22,7 @@ class WorkerState:
     ready: bool = False
     alive: bool = True
     start_seconds: float = 0.0
+    precision: str = ""
     ready_at: float = 0.0
     ready_seconds: float = 0.0
     deaths: int = 0
@@ -66,9 +67,10 @@ class Monitor:
         state.node, state.pid, state.alive, state.seen = node, pid, True, time.time()
         self._timeline.setdefault("worker_process", time.time())
 
-    def ready(self, worker: str, seconds: float, capacity: int) -> None:
+    def ready(self, worker: str, seconds: float, capacity: int, precision: str) -> None:
         """A worker has loaded its engine."""
         state = self._workers[worker]
+        state.precision = precision
         state.ready, state.start_seconds, state.failed_starts, state.ready_at = True, seconds, 0, time.time()
         state.stats.capacity = capacity
         self._timeline.setdefault("engine_ready", time.time())
@@ -187,4 +189,5 @@ def _worker_counts(state: WorkerState) -> WorkerCounts:
         generated_tokens=counts.generated_tokens,
         deaths=state.deaths,
         start_seconds=state.start_seconds,
+        precision=state.precision,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ class Job:
 
     Attributes:
         pending_rows: rows of the table that this run has to answer.
+        precisions: what the engines of earlier runs, which made the done rows, computed in.
     """
 
     settings: BatchSettings
@@ -39,6 +41,7 @@ class Job:
     lease: Lease
     done: DoneRows
     pending_rows: int
+    precisions: Sequence[str] = ()
 
     @property
     def run_id(self) -> str:
@@ -54,12 +57,14 @@ def prepare(settings: BatchSettings) -> Job:
     table, output = inspect(settings)
     known = {} if settings.output.overwrite else _known_manifest(output)
     seen = manifest.check_unchanged(table, known)
-    lease = _take_over(settings, output, seen)
+    before = None if settings.output.overwrite or not output.parts() else read_about(output)
+    precisions = before.precisions if before else []
+    lease = _take_over(settings, output, seen, precisions)
     if settings.output.retry_errors:
         for part in output.parts():
             drop_failed_rows(output, part)
     done = DoneRows.read(output, by_position=settings.input.id_column is None)
-    return Job(settings, table, output, lease, done, count_pending(table, done))
+    return Job(settings, table, output, lease, done, count_pending(table, done), precisions)
 
 
 def _known_manifest(output: OutputFolder) -> dict[str, manifest.FileStamp]:
@@ -180,10 +185,19 @@ def _with_columns_of(output: OutputFolder, part: str, table: Table) -> Table:
     return table if names == table.schema.names else table.with_columns(names)
 
 
-def _take_over(settings: BatchSettings, output: OutputFolder, seen: manifest.Manifest) -> Lease:
+def _take_over(
+    settings: BatchSettings, output: OutputFolder, seen: manifest.Manifest, precisions: Sequence[str]
+) -> Lease:
     """Make this run the owner of the folder, and record how its rows are made. Raises SettingsError."""
     lease = take_over(output, settings.output.overwrite)
-    about = About(lease.run_id, datetime.now(UTC).isoformat(), fingerprint(settings), to_plain(settings), versions())
+    about = About(
+        run_id=lease.run_id,
+        started=datetime.now(UTC).isoformat(),
+        fingerprint=fingerprint(settings),
+        settings=to_plain(settings),
+        versions=versions(),
+        precisions=list(precisions),
+    )
     try:
         output.write_json("input.json", manifest.to_json(seen))
         output.write_json(ABOUT, asdict(about))

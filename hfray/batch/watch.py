@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from hfray.config.batch import BatchSettings
 from hfray.data.output import PartReport
 from hfray.errors import JobError, SettingsError, TooManyErrorsError
+from hfray.runs.about import add_to_about
 from hfray.runs.recorder import RunRecorder
 from hfray.runs.snapshot import PoolCounts, Snapshot
 from hfray.runs.summary import EngineReport, PoolReport, SavedTokens, Summary
+from hfray.runs.words import precision_words
 
 if TYPE_CHECKING:
+    from hfray.batch.preflight import Job
     from hfray.batch.progress import RunProgress
     from hfray.cluster.pools import Pool
 
@@ -32,14 +36,16 @@ class RunWatch:
 
     def __init__(
         self,
-        settings: BatchSettings,
+        job: Job,
         pools: Sequence[Pool[BatchSettings]],
         monitor: Any,
         summary: Summary,
         recorder: RunRecorder,
         progress: RunProgress,
     ) -> None:
-        self._settings, self._pools, self._monitor, self._summary = settings, pools, monitor, summary
+        self._settings, self._pools, self._monitor, self._summary = job.settings, pools, monitor, summary
+        self._output, self._earlier = job.output, set(job.precisions)
+        self._precisions: set[str] = set()
         self._recorder, self._progress = recorder, progress
         self._snapshot = Snapshot()
         self._pending = monitor.snapshot.remote()
@@ -59,6 +65,7 @@ class RunWatch:
             self._pending = self._monitor.snapshot.remote()
             self._progress.update(self._snapshot)
             self._recorder.update(self._snapshot)
+            self._note_precisions()
         stop_if_hopeless(self._settings, self._pools, self._summary, self._snapshot)
 
     def end(self) -> None:
@@ -70,6 +77,21 @@ class RunWatch:
         self._summary.timeline |= self._snapshot.timeline
         self._summary.engine = engine_report(self._snapshot, self._pools, self._summary.timeline)
         self._recorder.update(self._snapshot)
+        self._note_precisions()
+
+    def _note_precisions(self) -> None:
+        """Write what the engines compute in into run.json; say it if not all rows are computed alike."""
+        found = self._snapshot.precisions
+        if found.keys() <= self._precisions:
+            return
+        self._precisions |= found.keys()
+        try:
+            add_to_about(self._output, precisions=sorted(self._earlier | self._precisions))
+        except OSError as error:  # run.json is for people: a failed write must not end the run
+            print(f"hfray: cannot write run.json: {error}", file=sys.stderr, flush=True)
+        note = unlike_precisions(found, self._earlier)
+        if note:
+            self._progress.say(note)
 
 
 def stop_if_hopeless(
@@ -115,11 +137,23 @@ def too_many_errors(failed: int, summary: Summary, settings: BatchSettings) -> s
     )
 
 
+def unlike_precisions(found: Mapping[str, int], earlier: Collection[str]) -> str | None:
+    """A line for a run whose workers compute in different precisions, or in others than earlier runs; else None."""
+    if len({*found, *earlier}) < 2:
+        return None
+    before = f"; earlier runs computed in {' and '.join(sorted(earlier))}" if earlier else ""
+    return (
+        f"workers compute in {precision_words(found)}{before}: the text of a row depends on the worker that answers it. "
+        "model.precision=exact makes them alike."
+    )
+
+
 def engine_report(snapshot: Snapshot, pools: Sequence[Pool[BatchSettings]], timeline: dict[str, float]) -> EngineReport:
     """What the engines did, for the summary."""
     totals = snapshot.totals
     full, last = timeline.get("last_full_step"), timeline.get("last_row")
     return EngineReport(
+        precisions=snapshot.precisions,
         steps=totals.steps,
         share_of_full_steps=totals.full_steps / totals.steps if totals.steps else None,
         busy_seconds=totals.busy_seconds,

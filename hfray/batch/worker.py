@@ -58,7 +58,8 @@ class BatchWorker:
         _collect_garbage_rarely()
         self._columns = worker.prompts.variables
         self._isolation = Isolation(worker.answer, lambda ids: monitor.run_alone.remote(self._name, list(ids)))
-        ray.get(monitor.ready.remote(self._name, time.monotonic() - started, worker.loop.engine.capacity))
+        engine, seconds = worker.loop.engine, time.monotonic() - started
+        ray.get(monitor.ready.remote(self._name, seconds, engine.capacity, engine.precision))
         Watchdog(
             worker.loop,
             report=lambda stats: ray.get(monitor.report.remote(self._name, stats)),

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from hfray.config.precision import Precision, check_precision
 from hfray.config.secrets import check_no_credentials
 from hfray.params import GenerationParams
 
@@ -16,11 +17,12 @@ Task = Literal["text-generation", "text2text-generation", "summarization", "tran
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelSettings:
-    """Which model; the fields have the names of `from_pretrained`'s arguments."""
+    """Which model, and what to compute in; the other fields have the names of `from_pretrained`'s arguments."""
 
     source: str
     revision: str | None = None
     trust_remote_code: bool = False
+    precision: Precision = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     kwargs: dict[str, object] = Field(default_factory=dict)
 
@@ -151,6 +153,7 @@ class EngineSettings:
             )
         if self.backend.name == "transformers" and self.backend.paged:
             self._check_paged()
+        check_precision(self)
 
     def _check_paged(self) -> None:
         beyond = self.params.beyond_greedy

@@ -81,6 +81,8 @@ class Engine(ABC):
         ending: set by the caller when no more requests will come; the engine then starts the longest first.
         num_running: requests that the last step advanced.
         prefix_tokens: prompt tokens found in the prefix cache, so not computed again.
+        precision: what the loaded model computes in: fp32, bf16 or fp16. If its KV cache has another format, the words
+            say so: `bf16, KV cache u8`.
         continues_prompt: whether the completion continues the prompt's text (false for a translation, for example).
         top_logprobs: whether the engine can report the likeliest tokens besides the generated token.
     """
@@ -91,6 +93,7 @@ class Engine(ABC):
     ending: bool = False
     num_running: int = 0
     prefix_tokens: int = 0
+    precision: str
     continues_prompt: bool = True
     top_logprobs: bool = True
 

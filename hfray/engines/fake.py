@@ -38,6 +38,7 @@ class FakeEngine(Engine):
     Args:
         capacity: how many requests run at once.
         context_length: in bytes of prompt and completion.
+        precision: what the engine says that it computes in.
         tokens_per_step: bytes written per request and step.
         step_seconds: how long each step takes.
         fail_on, die_on, hang_on, freeze_on: regular expressions on the prompt. A row that matches gets an error, ends
@@ -54,6 +55,7 @@ class FakeEngine(Engine):
         *,
         capacity: int = 64,
         context_length: int = 1 << 20,
+        precision: str = "fp32",
         tokens_per_step: int = 1 << 20,
         step_seconds: float = 0.0,
         fail_on: str | None = None,
@@ -67,6 +69,7 @@ class FakeEngine(Engine):
         self.tokenizer = FakeTokenizer()
         self.capacity = capacity
         self.context_length = context_length
+        self.precision = precision
         self._tokens_per_step = tokens_per_step
         self._step_seconds = step_seconds
         self._faults = {

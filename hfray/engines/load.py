@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfray.config.precision import asked_precision, computing_format, format_of
 from hfray.engines.base import Engine
 from hfray.engines.capacity import capacity_of
+from hfray.engines.precision import torch_dtype
+from hfray.models.folder import read_config
 
 if TYPE_CHECKING:
     from hfray.config.engine import EngineSettings, OpenVINOBackend, TransformersBackend, VLLMBackend
@@ -27,11 +30,24 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
     Raises:
         ValueError: the model or device cannot be used; the message names the key, its value and the remedy.
     """
+    engine = _load(settings, folder, threads)
+    wanted = format_of(asked_precision(settings))
+    if wanted is not None and computing_format(engine.precision) != wanted:
+        engine.close()
+        raise ValueError(
+            f"model.precision={asked_precision(settings)}: the engine computes in {engine.precision} on this device. "
+            "Use model.precision=auto, or another device."
+        )
+    return engine
+
+
+def _load(settings: EngineSettings, folder: Path | None, threads: int | None) -> Engine:
     backend = settings.backend
     if backend.name == "fake":
         from hfray.engines.fake import FakeEngine
 
         options = {key: value for key, value in vars(backend).items() if key not in ("name", "batch_size")}
+        options["precision"] = format_of(asked_precision(settings)) or "fp32"
         return FakeEngine(capacity=capacity_of(settings), **options)
     if folder is None or not folder.exists():
         from hfray.models.source import prepare
@@ -45,7 +61,7 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
 
 
 def _openvino(settings: EngineSettings, backend: OpenVINOBackend, folder: Path, threads: int | None) -> Engine:
-    device = settings.device.name or "CPU"
+    device, precision = settings.device.name or "CPU", asked_precision(settings)
     properties: dict[str, Any] = dict(backend.ov_config)
     cores = os.cpu_count() or 1
     if threads and device == "CPU":
@@ -57,13 +73,19 @@ def _openvino(settings: EngineSettings, backend: OpenVINOBackend, folder: Path, 
         from hfray.engines.torch.seq2seq import Seq2SeqEngine
 
         return Seq2SeqEngine.from_openvino(
-            folder, task=settings.task, device=device, properties=properties, capacity=backend.batch_size
+            folder,
+            task=settings.task,
+            device=device,
+            precision=precision,
+            properties=properties,
+            capacity=backend.batch_size,
         )
     from hfray.engines.openvino import OpenVINOEngine
 
     return OpenVINOEngine(
         folder,
         device=device,
+        precision=precision,
         properties=properties,
         capacity=backend.batch_size,
         batch_tokens=backend.batch_tokens,
@@ -85,7 +107,7 @@ def _transformers(settings: EngineSettings, backend: TransformersBackend, folder
         "batch_tokens": backend.batch_tokens,
         "device": torch_device(device.index),
         "device_map": device.map,
-        "dtype": settings.model.dtype,
+        "precision": asked_precision(settings),
         "attention": backend.attention,
         "trust_remote_code": settings.model.trust_remote_code,
         "model_kwargs": settings.model.kwargs,
@@ -129,10 +151,8 @@ def _vllm(settings: EngineSettings, backend: VLLMBackend, folder: Path, threads:
         ) from error
     import torch
 
-    from hfray.engines.torch.checkpoint import dtype_for
-
     arguments = {
-        "dtype": dtype_for(settings.model.dtype, on_cpu=on_cpu),
+        "dtype": torch_dtype(asked_precision(settings), read_config(folder), on_cpu=on_cpu),
         "enable_prefix_caching": backend.prefix_caching,
         "tensor_parallel_size": 1 if on_cpu or device.map is None else torch.cuda.device_count(),
         "max_num_batched_tokens": backend.batch_tokens,

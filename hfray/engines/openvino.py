@@ -17,6 +17,7 @@ from openvino_genai.py_openvino_genai import GenerationHandle
 
 from hfray.engines.base import NO_CHAT_TEMPLATE, Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import capacity_for_cache
+from hfray.engines.precision import compile_layer, openvino_properties, precision_of_compiled
 from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import check_tokenizer, context_length, end_token_ids, kv_values_per_token
 
@@ -71,6 +72,7 @@ class OpenVINOEngine(Engine):
     Args:
         folder: the IR folder (`openvino_model.xml`, `openvino_tokenizer.xml`, `config.json`).
         device: "CPU", "GPU", ...
+        precision: a value of `model.precision`.
         properties: OpenVINO properties, passed on unchanged.
         capacity: sequences run at once; None: 128 to 256, depending on the KV cache.
         batch_tokens: the maximum number of tokens (of prompts and running sequences) in one step.
@@ -86,6 +88,7 @@ class OpenVINOEngine(Engine):
         folder: Path,
         *,
         device: str = "CPU",
+        precision: str = "auto",
         properties: Mapping[str, Any] | None = None,
         capacity: int | None = None,
         batch_tokens: int = 512,
@@ -96,14 +99,16 @@ class OpenVINOEngine(Engine):
         self.tokenizer = OpenVINOTokenizer(folder)
         self.context_length = context_length(folder)
         self._kv_cache_gib = max(1, round(kv_cache_gib or _kv_cache_gib(machine_share)))
-        self.capacity = capacity or capacity_for_cache(self._kv_cache_tokens(folder))
+        properties = dict(properties or {})
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = self._kv_cache_gib
-        scheduler.max_num_seqs = self.capacity
-        scheduler.max_num_batched_tokens = max(batch_tokens, self.capacity)
         scheduler.enable_prefix_caching = prefix_caching
-        properties = dict(properties or {})
         try:
+            properties = openvino_properties(precision, device, properties)
+            self.precision = precision_of_compiled(compile_layer(device, properties), properties)
+            self.capacity = capacity or capacity_for_cache(self._kv_cache_tokens(folder))
+            scheduler.max_num_seqs = self.capacity
+            scheduler.max_num_batched_tokens = max(batch_tokens, self.capacity)
             self._pipeline: Any = genai.ContinuousBatchingPipeline(
                 folder, self.tokenizer.native, scheduler, device, **properties
             )
@@ -166,9 +171,10 @@ class OpenVINOEngine(Engine):
         self._pipeline = None
 
     def _kv_cache_tokens(self, folder: Path) -> int:
-        """How many tokens the KV cache holds in fp32; a default if the model's config lacks the sizes."""
+        """How many tokens the KV cache holds; a default if the model's config lacks the sizes."""
         values = kv_values_per_token(folder)
-        return DEFAULT_TOKENS if values is None else (self._kv_cache_gib << 30) // (4 * values)
+        value_bytes = 4 if self.precision.startswith("fp32") else 2
+        return DEFAULT_TOKENS if values is None else (self._kv_cache_gib << 30) // (value_bytes * values)
 
     def _start(self) -> None:
         """Pass waiting requests to the pipeline, at most as many as may run at once.

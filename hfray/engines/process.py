@@ -45,7 +45,8 @@ class ProcessEngine(Engine):
         self._unfinished: set[int] = set()
         self._adds: list[Request] = []
         self._cancels: list[int] = []
-        self.capacity, self.context_length, self.top_logprobs = self._ask((settings, folder, threads))
+        loaded = self._ask((settings, folder, threads))
+        self.capacity, self.context_length, self.precision, self.top_logprobs = loaded
 
     def add(self, request: Request) -> None:
         self._unfinished.add(request.id)
@@ -113,7 +114,7 @@ def _serve(connection: Connection) -> None:
     except Exception as error:
         connection.send(ValueError(str(error)) if isinstance(error, ValueError) else RuntimeError(repr(error)))
         return
-    connection.send((engine.capacity, engine.context_length, engine.top_logprobs))
+    connection.send((engine.capacity, engine.context_length, engine.precision, engine.top_logprobs))
     while True:
         adds, cancels = connection.recv()
         outputs = []

@@ -13,7 +13,9 @@ from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from hfray.config.precision import format_name
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
+from hfray.engines.precision import precision_of
 from hfray.engines.torch.checkpoint import load_tokenizer
 from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import end_token_ids, stored_end_token_ids
@@ -59,6 +61,7 @@ class VLLMEngine(Engine):
                 f"vLLM cannot run model.source={folder} with backend.options={arguments}: {error}"
             ) from error
         config = self._vllm.vllm_config
+        self.precision = _precision(self._vllm)
         self.context_length, self.capacity = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
         self.end_ids = end_token_ids(stored_end_token_ids(folder), self.tokenizer.hf.eos_token_id)
         self._waiting = WaitingRequests()
@@ -130,3 +133,17 @@ class VLLMEngine(Engine):
             detokenize=False,  # the loop detokenizes for all engines
             output_kind=RequestOutputKind.DELTA,
         )
+
+
+def _precision(engine: Any) -> str:
+    """What the loaded model computes in, as `Engine.precision`.
+
+    A model over several GPUs is in other processes, so only vLLM's own record of it is at hand.
+    """
+    config = engine.vllm_config
+    if config.parallel_config.world_size == 1:
+        computes = engine.apply_model(precision_of)[0]
+    else:
+        computes = format_name(config.model_config.dtype)
+    kept = config.cache_config.cache_dtype
+    return computes if kept == "auto" or format_name(kept) == computes else f"{computes}, KV cache {kept}"

@@ -96,6 +96,7 @@ class HuggingFacePipeline(BaseLLM):
         model_kwargs: dict | None = None,
         pipeline_kwargs: dict | None = None,
         batch_size: int | None = None,
+        precision: str | None = None,
         **kwargs: Any,
     ) -> HuggingFacePipeline:
         """Load a model.
@@ -111,6 +112,8 @@ class HuggingFacePipeline(BaseLLM):
                 download); for OpenVINO also `device` and `ov_config`; generation settings.
             pipeline_kwargs: generation settings and `return_full_text`.
             batch_size: the largest number of rows to run at once. Default: as many as the memory allows.
+            precision: as `model.precision` of a job: auto, exact, bf16, fp16 or fp32. Default: the checkpoint's own, or
+                the dtype in `model_kwargs`; for OpenVINO auto.
             kwargs: fields of the LangChain object (callbacks, tags, cache, ...).
 
         Raises:
@@ -129,7 +132,7 @@ class HuggingFacePipeline(BaseLLM):
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r}: must be one of {', '.join(BACKENDS)}.")
         settings_of = openvino_settings if backend == "openvino" else transformers_settings
-        settings = settings_of(model_id, task, loading, device, device_map)
+        settings = settings_of(model_id, task, loading, device, device_map, precision)
         local, pipe = load(settings, given, batch_size)
         fields = {"model_id": model_id, "model_kwargs": model_kwargs or {}, "pipeline_kwargs": pipeline_kwargs or {}}
         if batch_size is not None:
@@ -160,6 +163,8 @@ class HuggingFacePipeline(BaseLLM):
             "model_kwargs": self.model_kwargs,
             "pipeline_kwargs": self.pipeline_kwargs,
         }
+        if self._recipe is not None and self._recipe["precision"] is not None:
+            identity["precision"] = self._recipe["precision"]
         own = call_settings()
         return {**identity, "call": own} if own else identity
 

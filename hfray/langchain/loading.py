@@ -116,7 +116,12 @@ def transformers_pipeline(engine: TransformersEngine, given: Mapping[str, Any]) 
 
 
 def transformers_settings(
-    model_id: str, task: str, loading: Mapping[str, Any], device: int | None, device_map: Any
+    model_id: str,
+    task: str,
+    loading: Mapping[str, Any],
+    device: int | None,
+    device_map: Any,
+    precision: str | None = None,
 ) -> EngineSettings:
     """Settings of an engine from the arguments of `from_model_id`. Raises ValueError."""
     loading = dict(loading)
@@ -128,16 +133,23 @@ def transformers_settings(
             f"Both `device` ({device}) and `device_map` ({device_map!r}) are specified: one GPU, or a map over "
             "several. Remove one of them."
         )
-    model = _model(model_id, loading)
-    # The checkpoint's own dtype, as transformers chooses.
-    model["kwargs"] = {"dtype": loading.pop("torch_dtype", None) or "auto", **loading}
+    model = _model(model_id, loading, precision)
+    dtype = loading.pop("torch_dtype", None)
+    if dtype is None and precision is None:
+        dtype = "auto"  # the checkpoint's own dtype, as transformers chooses
+    model["kwargs"] = {**({} if dtype is None else {"dtype": dtype}), **loading}
     place = {"map": device_map} if device_map is not None else {"index": device}
     backend = {"name": "transformers"}
     return build(EngineSettings, {"model": model, "task": task, "backend": backend, "device": place})
 
 
 def openvino_settings(
-    model_id: str, task: str, loading: Mapping[str, Any], device: int | None, device_map: Any
+    model_id: str,
+    task: str,
+    loading: Mapping[str, Any],
+    device: int | None,
+    device_map: Any,
+    precision: str | None = None,
 ) -> EngineSettings:
     """Settings of an OpenVINO engine from the arguments of `from_model_id`. Raises ValueError."""
     loading = dict(loading)
@@ -153,10 +165,10 @@ def openvino_settings(
     if loading.pop("load_in_8bit", False):
         backend["weight_format"] = "int8"
     place = {"name": loading.pop("device", None) or "CPU"}
-    model = {**_model(model_id, loading), "kwargs": loading}
+    model = {**_model(model_id, loading, precision), "kwargs": loading}
     return build(EngineSettings, {"model": model, "task": task, "backend": backend, "device": place})
 
 
-def _model(model_id: str, loading: dict[str, Any]) -> dict[str, Any]:
+def _model(model_id: str, loading: dict[str, Any], precision: str | None) -> dict[str, Any]:
     named = {name: loading.pop(name) for name in ("revision", "trust_remote_code") if name in loading}
-    return {"source": str(model_id), **named}
+    return {"source": str(model_id), "precision": precision or "auto", **named}

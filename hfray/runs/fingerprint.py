@@ -72,6 +72,7 @@ def _engine(settings: BatchSettings) -> dict[str, Any]:
     flat: dict[str, Any] = {
         "model.source": without_hash(model.source),
         "model.revision": model.revision,
+        "model.precision": model.precision,
         "model.dtype": model.dtype,
         "model.kwargs": model.kwargs or None,
         "backend": backend.name,

@@ -19,7 +19,7 @@ from hfray.runs.about import About, read_about
 from hfray.runs.contents import Contents, read_contents
 from hfray.runs.history import Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
 from hfray.runs.summary import RunState
-from hfray.runs.words import cut, duration, moment, rate, size
+from hfray.runs.words import cut, duration, moment, precision_words, rate, size
 
 PAGE = "report.html"
 SAMPLES = 200
@@ -85,6 +85,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "moment": moment, "bytes": size, "rate": rate}
+    environment.filters["precision"] = precision_words
     return environment.get_template(template).render(now=datetime.now(UTC).timestamp(), **values)
 
 

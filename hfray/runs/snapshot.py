@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, fields
 
 
@@ -37,7 +38,10 @@ COUNTER_NAMES = tuple(counter.name for counter in fields(Totals))
 
 @dataclass(slots=True)
 class WorkerCounts:
-    """What one worker did, over all its processes; `start_seconds` is the time its last engine took to load."""
+    """What one worker did, over all its processes.
+
+    `start_seconds` and `precision` are of its last engine: how long it took to load, and what it computes in.
+    """
 
     pool: str = ""
     node: str = ""
@@ -45,6 +49,7 @@ class WorkerCounts:
     generated_tokens: int = 0
     deaths: int = 0
     start_seconds: float = 0.0
+    precision: str = ""
 
 
 @dataclass(slots=True)
@@ -87,3 +92,9 @@ class Snapshot:
     unusable: bool = False
     per_worker: dict[str, WorkerCounts] = field(default_factory=dict)
     pools: dict[str, PoolCounts] = field(default_factory=dict)
+
+    @property
+    def precisions(self) -> dict[str, int]:
+        """What the engines compute in, to the number of workers whose last engine does."""
+        told = Counter(worker.precision for worker in self.per_worker.values() if worker.precision)
+        return dict(sorted(told.items()))

@@ -16,7 +16,7 @@ from hfray.runs.pace import TimeLeft
 from hfray.runs.record import RunRecord, read_runs
 from hfray.runs.recorder import BEAT_SECONDS
 from hfray.runs.summary import RunState
-from hfray.runs.words import coarse, duration, engine_words, pace_words, pool_words
+from hfray.runs.words import coarse, duration, engine_words, pace_words, pool_words, precision_words
 
 RATE_SECONDS = 60.0
 HEADLINES: dict[str, str] = {
@@ -134,6 +134,9 @@ def describe(status: Status) -> list[str]:
         lines += _pace(record)
     else:
         lines.append(f"last update {duration(status.silent_seconds)} ago")
+    precisions = record.snapshot.precisions
+    if precisions:
+        lines.append(f"computes in {precision_words(precisions)}")
     lines += [f"pool {name}: {pool_words(pool)}" for name, pool in record.snapshot.pools.items()]
     if status.runs > 1:
         lines.append(f"{status.runs} runs so far")

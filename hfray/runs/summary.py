@@ -45,10 +45,12 @@ class PoolReport(PoolCounts):
 class EngineReport:
     """What the engines of a run did.
 
+    `precisions` are what the engines computed in, to the number of workers.
     `tail_seconds` runs from the last full step to the last row; None if no engine was ever full.
     `pools` is empty if the run had one pool only.
     """
 
+    precisions: dict[str, int] = field(default_factory=dict)
     steps: int = 0
     share_of_full_steps: float | None = None
     busy_seconds: float | None = None

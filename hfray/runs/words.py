@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from hfray.runs.snapshot import PoolCounts
@@ -32,6 +33,13 @@ def pool_words(pool: PoolCounts) -> str:
     words = f"{pool.workers} worker{'s' * (pool.workers != 1)}, {pool.rows:,} rows"
     words += f", {pool.prompt_tokens:,} tokens in, {pool.generated_tokens:,} out"
     return words if pool.busy_share is None else f"{words}, {pool.busy_share:.0%} busy"
+
+
+def precision_words(precisions: Mapping[str, int]) -> str:
+    """What engines compute in, in words; with the number of workers if they differ."""
+    if len(precisions) == 1:
+        return next(iter(precisions))
+    return " and ".join(f"{name} ({count} worker{'s' * (count != 1)})" for name, count in precisions.items())
 
 
 def occupancy(running: int, capacity: int) -> float:

@@ -16,13 +16,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hfray.config.precision import asked_precision, computing_format, format_name, format_of
 from hfray.config.secrets import to_plain
+from hfray.engines.precision import TORCH, cpu_computes_bf16
 from hfray.errors import SettingsError
+from hfray.runs.words import precision_words
 from hfray.tools.bench_cases import BenchOptions, BenchSettings, write_case
 from hfray.tools.bench_contestants import Run
 from hfray.urls import absolute
 
-RESULT = re.compile(r"^RESULT .*?out_tokens=(?P<tokens>\d+) t=(?P<seconds>[\d.]+)", re.MULTILINE)
+RESULT = re.compile(r"^RESULT .*?out_tokens=(?P<tokens>\d+) t=(?P<seconds>[\d.]+)(?P<more>.*)", re.MULTILINE)
+PRECISION = re.compile(r" precision=(\w+)")
 
 
 def run_bench(settings: BenchSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -32,7 +36,8 @@ def run_bench(settings: BenchSettings, say: Callable[[str], None] = print) -> di
 
     Raises:
         SettingsError: the model or the input cannot be used, or no contestant is left.
-        RuntimeError: a contestant failed; the message ends with its error output.
+        RuntimeError: a contestant failed; the message ends with its error output. Or two contestants do not compute in
+            the same precision.
     """
     from hfray.runs.fingerprint import versions
 
@@ -44,9 +49,11 @@ def run_bench(settings: BenchSettings, say: Callable[[str], None] = print) -> di
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(settings.bench.rounds):
         for name in names:
-            run = _run(name, settings, folder, records, model)
+            run = _run(name, settings, folder, records, model, _precision(settings, runs))
             runs[name].append(run)
-            say(f"round {number + 1} {name}: {run.tokens} tokens in {run.seconds:.1f} s, {run.rate:.1f} tokens/s")
+            told = f"{run.tokens} tokens in {run.seconds:.1f} s, {run.rate:.1f} tokens/s in {run.precision}"
+            say(f"round {number + 1} {name}: {told}")
+            check_precisions(settings, runs)
     result = {
         "case": settings.bench.case,
         "rows": records,
@@ -63,9 +70,9 @@ def run_bench(settings: BenchSettings, say: Callable[[str], None] = print) -> di
 
 def format_table(result: dict[str, Any]) -> str:
     """The medians as a Markdown table."""
-    head = "| contestant | tokens/s | ratio | first row, s | start to end, s | steps at least 80 % full |\n|---|---|---|---|---|---|"
+    head = "| contestant | computes in | tokens/s | ratio | first row, s | start to end, s | steps at least 80 % full |\n|---|---|---|---|---|---|---|"
     lines = [
-        f"| {name} | {m['tokens_per_second']:.1f} | {m['ratio']:.2f} | {_or(m['first_row_seconds'], '.1f')} "
+        f"| {name} | {result['runs'][name][0]['precision']} | {m['tokens_per_second']:.1f} | {m['ratio']:.2f} | {_or(m['first_row_seconds'], '.1f')} "
         f"| {m['wall_seconds']:.1f} | {_or(m['full_steps'], '.0%')} |"
         for name, m in result["medians"].items()
     ]
@@ -101,10 +108,43 @@ def _model_folders(settings: BenchSettings) -> dict[str, str]:
     return {"hf": str(prepare(settings))}
 
 
-def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: dict[str, str]) -> Run:
+def check_precisions(settings: BenchSettings, runs: dict[str, list[Run]]) -> None:
+    """Raise RuntimeError if two contestants do not compute in the same precision.
+
+    A variant of the job that sets `model.precision` itself is measured for that difference.
+    """
+    told = {
+        name: run.precision for name, several in runs.items() for run in several if not _sets_precision(settings, name)
+    }
+    for name, precision in told.items():
+        if not precision:
+            raise RuntimeError(
+                f"bench.peers.{name}: does not tell what it computes in. Print precision=NAME in its RESULT line, or set "
+                f"bench.precisions.{name}=NAME."
+            )
+    if len(set(told.values())) > 1:
+        each = ", ".join(f"{name} in {precision}" for name, precision in told.items())
+        raise RuntimeError(
+            f"the contestants do not compute in the same precision: {each}. Set model.precision to what all of them can "
+            "do (exact: fp32), or leave some of them out."
+        )
+
+
+def _sets_precision(settings: BenchSettings, name: str) -> bool:
+    changed = settings.bench.variants.get(name, {}).get("model")
+    return isinstance(changed, dict) and "precision" in changed
+
+
+def _precision(settings: BenchSettings, runs: dict[str, list[Run]]) -> str:
+    """What the peers should compute in: what the settings ask for, or what the first contestant computed in."""
+    told = next((run.precision for several in runs.values() for run in several), "")
+    return format_of(asked_precision(settings)) or computing_format(told) or ("bf16" if cpu_computes_bf16() else "fp32")
+
+
+def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: dict[str, str], precision: str) -> Run:
     started = time.monotonic()
     if name in settings.bench.peers:
-        run = _run_peer(settings.bench, name, folder, records, model)
+        run = _run_peer(settings.bench, name, folder, records, model, precision)
     elif name == "job" or name in settings.bench.variants:
         run = _run_job(settings, folder, settings.bench.variants.get(name, {}))
     else:
@@ -118,19 +158,28 @@ def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: 
     return run
 
 
-def _run_peer(options: BenchOptions, name: str, folder: Path, records: int, model: dict[str, str]) -> Run:
+def _run_peer(
+    options: BenchOptions, name: str, folder: Path, records: int, model: dict[str, str], precision: str
+) -> Run:
     command = options.peers[name]
     names = options.paths | {
         "model": model.get("ir") or model.get("hf", "fake"),
         "hf": model.get("hf", "fake"),
         "prompts": folder / "records.jsonl",
         "n": records,
+        "dtype": TORCH[precision],
     }
     text = _output([part.format(**names) for part in command])
     found = RESULT.search(text)
     if found is None:
         raise RuntimeError(f"bench.peers: {shlex.join(command)} printed no RESULT line: {text[-500:]}")
-    return Run(tokens=int(found["tokens"]), seconds=float(found["seconds"]))
+    told = PRECISION.search(found["more"])
+    declared = options.precisions.get(name, "").format(precision=precision)
+    return Run(
+        tokens=int(found["tokens"]),
+        precision=format_name(told[1]) if told else declared,
+        seconds=float(found["seconds"]),
+    )
 
 
 def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> Run:
@@ -154,6 +203,7 @@ def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> 
     times, written = summary["timeline"], summary["written"]
     return Run(
         tokens=written["generated_tokens"],
+        precision=precision_words(summary["engine"]["precisions"]),
         prompt_tokens=written["prompt_tokens"],
         seconds=times["last_row"] - times["engine_ready"],
         startup_seconds=times["engine_ready"] - times["command"],

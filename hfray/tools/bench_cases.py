@@ -28,6 +28,7 @@ class BenchOptions:
     contestants: list[Literal["genai", "engine", "job"]] = Field(default_factory=lambda: ["genai", "engine", "job"])
     variants: dict[str, dict[str, object]] = Field(default_factory=dict)  # the job with changed settings
     peers: dict[str, list[str]] = Field(default_factory=dict)
+    precisions: dict[str, str] = Field(default_factory=dict)  # of peers whose RESULT line does not tell it
     paths: dict[str, str | None] = Field(default_factory=dict)
 
     def usable_peers(self) -> dict[str, list[str]]:

@@ -14,15 +14,21 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from hfray.config.engine import EngineSettings, OpenVINOBackend
+from hfray.config.precision import asked_precision
 from hfray.engines.capacity import capacity_of
 from hfray.errors import SettingsError
 
 
 @dataclass(kw_only=True)
 class Run:
-    """One run of one contestant. `seconds` excludes start-up; `first_row_seconds` counts from the start of the command."""
+    """One run of one contestant.
+
+    `precision` is what it computed in, as `Engine.precision`. `seconds` excludes start-up; `first_row_seconds` counts
+    from the start of the command.
+    """
 
     tokens: int
+    precision: str = ""
     prompt_tokens: int = 0
     seconds: float
     startup_seconds: float | None = None
@@ -45,12 +51,13 @@ def engine_alone(settings: EngineSettings, texts: list[str], model: dict[str, st
     started = time.monotonic()
     folder = model.get("ir" if settings.backend.name == "openvino" else "hf")  # the fake backend has no model
     loop = EngineLoop(load_engine(settings, folder=Path(folder) if folder else None))
-    ready = time.monotonic()
+    ready, precision = time.monotonic(), loop.engine.precision
     completions = loop.generate([Prompt(text) for text in texts], settings.params)
     seconds, stats = time.monotonic() - ready, loop.stats
     loop.close()
     return Run(
         tokens=sum(c.num_generated_tokens for c in completions),
+        precision=precision,
         prompt_tokens=sum(c.num_prompt_tokens for c in completions),
         seconds=seconds,
         startup_seconds=ready - started,
@@ -64,13 +71,14 @@ def genai_directly(settings: EngineSettings, texts: list[str], model: dict[str, 
         raise SettingsError(f"backend={settings.backend.name}: the contestant genai needs backend=openvino.")
     import openvino_genai as genai
 
-    started = time.monotonic()
+    from hfray.engines.precision import compile_layer, openvino_properties, precision_of_compiled
+
+    started, device = time.monotonic(), settings.device.name or "CPU"
     scheduler, backend = genai.SchedulerConfig(), settings.backend
+    properties = openvino_properties(asked_precision(settings), device, backend.ov_config)
     scheduler.cache_size, scheduler.max_num_seqs = 4, capacity_of(settings)
     scheduler.max_num_batched_tokens = backend.batch_tokens
-    pipeline = genai.ContinuousBatchingPipeline(
-        model["ir"], scheduler, settings.device.name or "CPU", dict(backend.ov_config)
-    )
+    pipeline = genai.ContinuousBatchingPipeline(model["ir"], scheduler, device, properties)
     config = genai.GenerationConfig()
     params = settings.params
     config.max_new_tokens = params.max_new_tokens or params.DEFAULT_MAX_NEW_TOKENS
@@ -81,7 +89,8 @@ def genai_directly(settings: EngineSettings, texts: list[str], model: dict[str, 
     seconds = time.monotonic() - ready
     tokenizer = pipeline.get_tokenizer()
     tokens = sum(tokenizer.encode(result.m_generation_ids[0]).input_ids.shape[1] for result in results)
-    return Run(tokens=tokens, seconds=seconds, startup_seconds=ready - started)
+    precision = precision_of_compiled(compile_layer(device, properties), properties)
+    return Run(tokens=tokens, precision=precision, seconds=seconds, startup_seconds=ready - started)
 
 
 def _main(name: str, payload: str) -> None:

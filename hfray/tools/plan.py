@@ -42,6 +42,7 @@ class Trial:
     """The measurements of one worker on the sample. Lengths are in tokens."""
 
     start_seconds: float = 0.0
+    precision: str = ""
     threads: int | None = None
     context_length: int | None = None
     prompts: Lengths = field(default_factory=Lengths)
@@ -172,7 +173,7 @@ def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Tr
     trial, started = Trial(threads=threads, sampled=rows.num_rows), time.monotonic()
     worker = Worker(settings, threads=threads)
     try:
-        trial.start_seconds = time.monotonic() - started
+        trial.start_seconds, trial.precision = time.monotonic() - started, worker.loop.engine.precision
         prompts = _render(settings, worker, rows, trial)
         capacity = worker.loop.engine.capacity
         _run(settings, worker, prompts[: min(MAX_TRIED, max(MIN_TRIED, 2 * capacity))], trial)

@@ -34,6 +34,28 @@ def test_each_row_once_and_the_fast_does_more(tmp_path):
     assert {worker["pool"] for worker in record["engine"]["workers"].values()} == {"fast", "slow"}
 
 
+def test_what_the_engines_really_compute_in_is_told_everywhere(tmp_path, capfd):
+    """Two pools are asked for different precisions."""
+    hold, out, said = Hold(tmp_path, 16), tmp_path / "out", io.StringIO()
+    with hold.acting(2):
+        half = fake("half", 0.0, hold, model={"source": "fake", "precision": "bf16"})
+        summary = run_pools(table(tmp_path, 200), out, half, fake("full", 0.0, hold))
+    words = "bf16 (1 worker) and fp32 (1 worker)"
+    assert f"workers compute in {words}: the text of a row depends on the worker" in capfd.readouterr().err
+    print_summary(summary, said)
+    assert words in said.getvalue()
+    assert f"computes in {words}" in describe(read_status(str(out)))
+    assert f"<td>{words}</td>" in (out / "_hfray/report.html").read_text()
+    run, record = (json.loads((out / "_hfray" / name).read_text()) for name in ("run.json", "summary.json"))
+    assert run["precisions"] == ["bf16", "fp32"]
+    assert [engine["model.precision"] for engine in run["fingerprint"]["engines"]] == ["auto", "bf16"]
+    assert record["engine"]["precisions"] == {"bf16": 1, "fp32": 1}
+    assert {(w["pool"], w["precision"]) for w in record["engine"]["workers"].values()} == {
+        ("half", "bf16"),
+        ("full", "fp32"),
+    }
+
+
 def test_what_each_pool_did_is_shown(tmp_path):
     out = tmp_path / "out"
     summary = run_pools(table(tmp_path, 64), out, fake("left"), fake("right"), fake("gone", resources={"nowhere": 1}))
@@ -100,7 +122,7 @@ def test_a_pool_grows_while_its_workers_are_full(tmp_path):
 
 def test_unlike_engines_answer_one_table(tmp_path, tiny_gpt2):
     path = write(tmp_path / "in.jsonl", [{"question": f"{QUESTIONS[i % 8]} {i}"} for i in range(120)])
-    workers = "workers=[{backend: transformers, cpus: 1}, {backend: openvino_exact, cpus: 1, rows_per_block: 4}]"
+    workers = "workers=[{backend: transformers, cpus: 1}, {backend: openvino, cpus: 1, rows_per_block: 4}]"
     model = ["conf=smollm2_cpu", "model=local", f"model.source={tiny_gpt2}", "generation.max_new_tokens=16"]
     summary = run_batch(batch_settings(f"input.path={path}", f"output.path={tmp_path / 'out'}", *model, workers))
     check_rows(tmp_path / "out", 120)

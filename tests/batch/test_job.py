@@ -153,6 +153,20 @@ def test_failed_rows_are_done_again_on_request_and_leave_one_row_each(questions,
     assert all(row["error"] is None for row in rows)
 
 
+def test_rows_of_earlier_runs_that_were_computed_otherwise_are_told(questions, tmp_path, capfd):
+    """As after a move to a machine that computes in another precision: run.json tells what the first run computed in."""
+    out = tmp_path / "out"
+    run_fake(questions, out, "input.limit=4")
+    about = json.loads((out / "_hfray/run.json").read_text())
+    assert about["precisions"] == ["fp32"]
+    (out / "_hfray/run.json").write_text(json.dumps(about | {"precisions": ["bf16"]}))
+    run_fake(questions, out)
+    assert json.loads((out / "_hfray/run.json").read_text())["precisions"] == ["bf16", "fp32"]
+    assert "workers compute in fp32; earlier runs computed in bf16: the text of a row" in capfd.readouterr().err
+    run_fake(questions, out, "output.overwrite=true")
+    assert json.loads((out / "_hfray/run.json").read_text())["precisions"] == ["fp32"]
+
+
 def test_overwrite_starts_over(questions, tmp_path):
     run_fake(questions, tmp_path / "out", "input.limit=4")
     summary = run_fake(questions, tmp_path / "out", "generation.max_new_tokens=7", "output.overwrite=true")

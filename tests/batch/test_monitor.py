@@ -8,7 +8,7 @@ from hfray.runs.snapshot import Totals
 def started(pending: int = 20, pool: str = "") -> Monitor:
     monitor = Monitor(pending)
     monitor.starting("w", "n1", 1, pool)
-    monitor.ready("w", 2.5, 8)
+    monitor.ready("w", 2.5, 8, "bf16")
     return monitor
 
 
@@ -23,6 +23,7 @@ def test_a_worker_that_answers():
     assert {"worker_process", "engine_ready", "first_row", "last_row"} <= now.timeline.keys()
     assert now.timeline["last_full_step"] == 5.0
     assert now.per_worker["w"].start_seconds == 2.5
+    assert now.precisions == {"bf16": 1}
     assert now.pools == {}
 
 

@@ -4,11 +4,17 @@ import time
 
 import pytest
 
-from hfray.batch.watch import ALL_FAILED_ROWS, engine_report, stop_if_hopeless, too_many_errors
+from hfray.batch.watch import (
+    ALL_FAILED_ROWS,
+    engine_report,
+    stop_if_hopeless,
+    too_many_errors,
+    unlike_precisions,
+)
 from hfray.cluster.pools import Pool
 from hfray.data.output import PartReport
 from hfray.errors import JobError, SettingsError, TooManyErrorsError
-from hfray.runs.snapshot import PoolCounts, Snapshot, Totals
+from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 from hfray.runs.summary import Summary
 from tests.conftest import batch_settings
 
@@ -82,3 +88,20 @@ def test_the_report_of_several_pools():
     assert (report.pools["gpu"].rows, report.pools["gpu"].backend, report.pools["gpu"].model) == (9, "fake", "fake")
     assert report.pools["gpu"].generated_tokens_per_second == 20.0
     assert (report.pools["cpu"].workers, report.pools["cpu"].generated_tokens_per_second) == (0, None)
+
+
+def test_workers_that_compute_alike_need_no_line():
+    assert unlike_precisions({}, []) is None
+    assert unlike_precisions({"bf16": 3}, []) is None
+    assert unlike_precisions({"bf16": 3}, ["bf16"]) is None
+
+
+def test_workers_that_compute_in_different_precisions_are_named_in_one_line():
+    workers = {name: WorkerCounts(precision=told) for name, told in [("a", "bf16"), ("b", "fp32"), ("c", "bf16")]}
+    snapshot = Snapshot(per_worker=workers | {"starting": WorkerCounts()})
+    assert engine_report(snapshot, [POOL], {}).precisions == {"bf16": 2, "fp32": 1}
+    line = unlike_precisions(snapshot.precisions, [])
+    assert line.startswith("workers compute in bf16 (2 workers) and fp32 (1 worker): the text of a row depends on")
+    assert "model.precision=exact" in line
+    later = unlike_precisions({"bf16": 1}, ["fp32"])
+    assert later.startswith("workers compute in bf16; earlier runs computed in fp32: the text of a row depends on")

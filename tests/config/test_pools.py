@@ -20,10 +20,10 @@ def settings(*overrides: str):
 
 
 def test_a_pool_overrides_some_settings_and_inherits_the_others():
-    workers = "workers=[{name: gpus, gpus: 2}, {backend: openvino_exact, device: cpu, size: [1, 4], cpus: 16}]"
+    workers = "workers=[{name: gpus, gpus: 2}, {backend: openvino, device: cpu, size: [1, 4], cpus: 16}]"
     gpu, cpu = settings("conf=bloom_gpu", workers).pools.items()
     assert (gpu[0], gpu[1].backend.name, gpu[1].device.index, gpu[1].workers.gpus) == ("gpus", "transformers", 0, 2)
-    assert (cpu[0], cpu[1].backend.ov_config["KV_CACHE_PRECISION"]) == ("openvino", "f32")
+    assert (cpu[0], cpu[1].backend.name, cpu[1].model.precision) == ("openvino", "openvino", "auto")
     assert (cpu[1].device.index, cpu[1].workers.bounds, cpu[1].workers.cpus) == (-1, (1, 4), 16)
     assert cpu[1].model == gpu[1].model
 
@@ -67,7 +67,7 @@ def test_the_fingerprint_holds_what_pools_run_and_not_their_number_or_order():
 
     one = fingerprint(settings())
     assert mark("[{size: 4}, {cpus: 2, labels: {pool: x}}]") == one
-    assert mark("[{backend: openvino_exact, device: intel_gpu}, {}]") == one
+    assert mark("[{backend: openvino, device: intel_gpu}, {}]") == one
     both = mark("[{}, {backend: transformers, size: 3}]")
     assert both == mark("[{backend: transformers}, {size: 2}]") != one
     assert [engine["backend"] for engine in both["engines"]] == ["openvino", "transformers"]

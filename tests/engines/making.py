@@ -6,17 +6,21 @@ import pytest
 import torch
 
 from hfray.completion import Prompt
+from hfray.engines.precision import torch_dtype
+from hfray.models.folder import read_config
 from tests.conftest import QUESTIONS
 from tests.ties import assert_same_until_tie
 
 TRANSFORMERS = ["transformers-gpt2", "transformers-bloom", "transformers-llama", "paged-llama"]
 ENGINES = ["fake", *TRANSFORMERS, "openvino-gpt2", "vllm-llama"]
 PROMPTS = [Prompt(question) for question in QUESTIONS]
-EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
-def make_engine(name, request, **options):
-    """The engine of a name such as `openvino-gpt2`; `request` is pytest's, for the model's folder."""
+def make_engine(name, request, *, precision="exact", **options):
+    """The engine of a name such as `openvino-gpt2`; `request` is pytest's, for the model's folder.
+
+    Tests compare tokens, so an engine computes in fp32 on every machine.
+    """
     if name == "fake":
         from hfray.engines.fake import FakeEngine
 
@@ -25,22 +29,23 @@ def make_engine(name, request, **options):
     if backend == "transformers":
         from hfray.engines.torch.causal import TransformersEngine
 
-        return TransformersEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
+        return TransformersEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), precision=precision, **options)
     if backend == "paged":
         from hfray.engines.torch.paged import PagedEngine
 
-        options = {"kv_cache_gib": 0.01} | options
+        options = {"kv_cache_gib": 0.01, "precision": precision} | options
         return PagedEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
     if backend == "vllm":
         pytest.importorskip("vllm", reason="vLLM is not installed: it takes an environment of its own")
         from hfray.engines.vllm import VLLMEngine
 
         folder = request.getfixturevalue(f"tiny_{model}")
-        return VLLMEngine(folder, dtype="float32", enforce_eager=True, **options)
+        dtype = torch_dtype(precision, read_config(folder), on_cpu=True)
+        return VLLMEngine(folder, dtype=dtype, enforce_eager=True, **options)
     from hfray.engines.openvino import OpenVINOEngine
 
     folder = request.getfixturevalue(f"tiny_{model}_ir")
-    return OpenVINOEngine(folder, properties=EXACT, kv_cache_gib=1, **options)
+    return OpenVINOEngine(folder, precision=precision, kv_cache_gib=1, **options)
 
 
 def model_folder(name, request):

@@ -55,7 +55,7 @@ def reference(smollm2):
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("preset", ["smollm2_openvino", "smollm2_cpu"])
 def test_greedy_tokens_are_those_of_generate(reference, preset, smollm2):
-    settings = batch_settings("input.path=-", "output.path=-", f"conf={preset}")
+    settings = batch_settings("input.path=-", "output.path=-", f"conf={preset}", "model.precision=exact")
     loop = EngineLoop(load_engine(settings))
     encode = loop.engine.tokenizer.encode
     params = GenerationParams(max_new_tokens=NEW_TOKENS, temperature=0)

@@ -9,9 +9,10 @@ import pytest
 
 from hfray.completion import Prompt
 from hfray.engines.base import Request
+from hfray.engines.precision import cpu_computes_bf16
 from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
-from tests.engines.making import ENGINES, EXACT, PROMPTS, assert_same_completions, make_engine, model_folder
+from tests.engines.making import ENGINES, PROMPTS, assert_same_completions, make_engine, model_folder
 from tests.ties import log_probabilities
 
 WITHOUT_LOGPROBS = ("fake", "paged-llama")
@@ -201,6 +202,33 @@ def test_the_likeliest_tokens_are_those_of_the_model_or_refused(loop, folder, re
         assert own == pytest.approx(likeliest[0][1], abs=0.01)
 
 
+def test_exact_is_fp32(loop):
+    assert loop.engine.precision == "fp32"
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != "fake"])
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_an_engine_tells_what_it_computes_in(request, name, precision):
+    """Each engine answers, and its numbers have the error of the format that it tells."""
+    bf16 = precision == "bf16" or cpu_computes_bf16()
+    if name.startswith("openvino") and not cpu_computes_bf16():
+        bf16 = False  # load_engine refuses the setting then
+    loop = EngineLoop(make_engine(name, request, precision=precision, capacity=4))
+    assert loop.engine.precision == ("bf16" if bf16 else "fp32")
+    logprobs = 0 if name.split("-")[0] not in WITHOUT_LOGPROBS and "paged" not in name else None
+    completions = loop.generate(PROMPTS, GenerationParams(max_new_tokens=4, temperature=0, logprobs=logprobs))
+    loop.close()
+    assert all(completion.error is None for completion in completions)
+    if logprobs is None:
+        return
+    folder, errors = model_folder(name, request), []
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        rows = log_probabilities(folder, loop.engine.tokenizer.encode(prompt.text), completion.token_ids)
+        pairs = zip(completion.logprobs, completion.token_ids, rows, strict=True)
+        errors += [abs(own - float(row[token])) for (own, _), token, row in pairs]
+    assert (max(errors) > 1e-3) == bf16
+
+
 @pytest.mark.parametrize("name", ["transformers-gpt2", "openvino-gpt2", "vllm-llama", "paged-llama"])
 def test_near_the_end_the_longest_go_first(request, name):
     """With max_length, which counts the prompt, the shortest prompts have the longest completions."""
@@ -229,7 +257,7 @@ from hfray.engines.openvino import OpenVINOEngine
 from hfray.engines.torch.causal import TransformersEngine
 from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
-openvino = OpenVINOEngine(Path({str(tiny_gpt2_ir)!r}), kv_cache_gib=1, properties={EXACT!r})
+openvino = OpenVINOEngine(Path({str(tiny_gpt2_ir)!r}), kv_cache_gib=1)
 for engine in (FakeEngine(), TransformersEngine.from_folder(Path({str(tiny_gpt2)!r})), openvino):
     loop = EngineLoop(engine)
     (completion,) = loop.generate([Prompt("Hello")], GenerationParams(max_new_tokens=2, temperature=0))

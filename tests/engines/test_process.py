@@ -45,6 +45,7 @@ def finish(engine):
 def test_the_child_gives_the_same_outputs_and_has_the_same_attributes(start):
     apart, here = start("backend.batch_size=3", "backend.context_length=999"), FakeEngine(capacity=3)
     assert (apart.capacity, apart.context_length, apart.top_logprobs) == (3, 999, True)
+    assert apart.precision == here.precision == "fp32"
     for engine in (apart, here):
         for number in range(5):
             add(engine, number, f"prompt {number}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import transformers
 
+from hfray.config.precision import asked_precision
+from hfray.engines.precision import cpu_computes_bf16
 from hfray.errors import SettingsError
 from hfray.langchain.llm import HuggingFacePipeline
 from hfray.langchain.loading import openvino_settings, transformers_pipeline, transformers_settings
@@ -70,7 +74,7 @@ def test_the_hub_call_gets_token_cache_and_offline_mode(monkeypatch, backend, tm
 def test_settings_of_the_engine():
     settings = transformers_settings("a/b", "translation", {"revision": "v1", "torch_dtype": "float16"}, 0, None)
     assert (settings.model.source, settings.model.revision, settings.device.index) == ("a/b", "v1", 0)
-    assert settings.model.kwargs == {"dtype": "float16"}
+    assert (settings.model.kwargs, settings.model.precision) == ({"dtype": "float16"}, "auto")
     settings = openvino_settings("a/b", "text-generation", {"ov_config": {"A": "1"}, "load_in_8bit": True}, -1, None)
     assert (settings.backend.weight_format, settings.backend.ov_config, settings.device.name) == (
         "int8",
@@ -81,6 +85,43 @@ def test_settings_of_the_engine():
     with pytest.raises(ValueError, match="devise"):
         openvino_settings("a/b", "text-generation", loading, -1, None)
     assert loading == {"devise": "CPU"}  # the caller's dictionary is left alone
+
+
+@pytest.mark.parametrize(
+    ("loading", "precision", "kwargs", "asked"),
+    [
+        ({}, None, {"dtype": "auto"}, "auto"),  # the checkpoint's own, as in langchain-huggingface
+        ({}, "auto", {}, "auto"),
+        ({}, "exact", {}, "exact"),
+        ({"dtype": "bfloat16"}, None, {"dtype": "bfloat16"}, "bf16"),
+        ({"torch_dtype": "float32"}, "exact", {"dtype": "float32"}, "exact"),
+    ],
+)
+def test_the_precision_of_the_engine(loading, precision, kwargs, asked):
+    settings = transformers_settings("a/b", "text-generation", loading, None, None, precision)
+    assert (settings.model.kwargs, asked_precision(settings)) == (kwargs, asked)
+    settings = openvino_settings("a/b", "text-generation", {}, None, None, precision)
+    assert settings.model.precision == (precision or "auto")
+
+
+def test_a_dtype_that_contradicts_the_precision_is_refused(tiny_gpt2):
+    options = {"model_id": str(tiny_gpt2), "task": "text-generation", "precision": "exact"}
+    with pytest.raises(ValueError, match=r"model\.kwargs\.dtype=bfloat16 contradicts model\.precision=exact"):
+        HuggingFacePipeline.from_model_id(**options, model_kwargs={"torch_dtype": "bfloat16"})
+    with pytest.raises(ValueError, match=r"KV_CACHE_PRECISION=u8 contradicts model\.precision=exact"):
+        HuggingFacePipeline.from_model_id(
+            **options, backend="openvino", model_kwargs={"ov_config": {"KV_CACHE_PRECISION": "u8"}}
+        )
+
+
+@pytest.mark.parametrize("precision", [None, "auto", "exact", "bf16"])
+def test_the_model_is_loaded_in_the_precision(tiny_gpt2, precision):
+    llm = HuggingFacePipeline.from_model_id(str(tiny_gpt2), "text-generation", precision=precision)
+    expected = {"auto": "bf16" if cpu_computes_bf16() else "fp32", "bf16": "bf16"}.get(precision, "fp32")
+    assert llm._local.loop.engine.precision == expected
+    assert llm._identifying_params.get("precision") == precision  # part of the key of LangChain's cache
+    again = pickle.loads(pickle.dumps(llm))
+    assert again._local.loop.engine.precision == expected
 
 
 def test_the_size_check_counts_the_dtype_of_model_kwargs(tiny_gpt2):
@@ -102,4 +143,4 @@ def test_a_model_that_is_too_large_in_its_own_dtype_is_refused(tiny_gpt2, monkey
     half = weight_bytes(tiny_gpt2, "bfloat16")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(half * 1.5), half * 2))
     with pytest.raises(ValueError, match="in float32 its weights take"):
-        load_model(tiny_gpt2, device="cuda:0", dtype="bfloat16", model_kwargs={"dtype": "auto"})
+        load_model(tiny_gpt2, device="cuda:0", precision="bf16", model_kwargs={"dtype": "auto"})

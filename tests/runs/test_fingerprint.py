@@ -25,6 +25,7 @@ def test_speed_and_the_place_of_the_output_do_not_count(plain):
     [
         ("backend.weight_format=int8", "backend.weight_format"),
         ("backend.ov_config.KV_CACHE_PRECISION=u8", "backend.ov_config.KV_CACHE_PRECISION"),
+        ("model.precision=exact", "model.precision"),
         ("generation.max_new_tokens=7", "generation.max_new_tokens"),
         ("prompt.template={question}", "prompt.template"),
         ("model.source=/another", "model.source"),

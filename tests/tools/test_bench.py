@@ -21,12 +21,13 @@ def common(questions, tmp_path) -> list[str]:
 
 def test_an_engine_runs_beside_a_peer(common, tmp_path):
     peer = tmp_path / "peer.py"
-    peer.write_text("import sys; open(sys.argv[1]); print(f'RESULT peer n={sys.argv[2]} out_tokens=50 t=2.0')")
+    result = "RESULT peer n={sys.argv[2]} out_tokens=50 t=2.0 tok/s=25 precision={sys.argv[3]}"
+    peer.write_text(f"import sys; open(sys.argv[1]); print(f'{result}')")
     settings = bench_settings(
         *common,
         "bench.rounds=2",
         "bench.contestants=[genai,engine]",
-        f"bench.peers.peer=['{sys.executable}', '{peer}', '{{prompts}}', '{{n}}']",
+        f"bench.peers.peer=['{sys.executable}', '{peer}', '{{prompts}}', '{{n}}', '{{dtype}}']",
         "bench.peers.absent=['{nowhere}/python']",
         "bench.paths.nowhere=null",
     )
@@ -39,7 +40,7 @@ def test_an_engine_runs_beside_a_peer(common, tmp_path):
     assert result["medians"]["engine"]["ratio"] == 1
     assert result["medians"]["engine"]["tokens"] > 0
     assert len(result["runs"]["engine"]) == 2
-    assert "| peer | 25.0 |" in format_table(result)
+    assert "| peer | fp32 | 25.0 |" in format_table(result)
     assert json.loads((tmp_path / "bench/bench-questions.json").read_text())["versions"]["transformers"]
 
 
@@ -48,6 +49,30 @@ def test_a_peer_without_a_result_is_an_error(common):
     settings = bench_settings(*common, "bench.contestants=[]", f"bench.peers.silent={json.dumps(peer)}")
     with pytest.raises(RuntimeError, match="printed no RESULT line: 1"):
         run_bench(settings, say=lambda line: None)
+
+
+def peer_in(**more: str) -> list[str]:
+    """Overrides for a peer that computes in another precision than the fake engine's fp32, and its neighbours."""
+    told = "".join(f" {name}={value}" for name, value in more.items())
+    peer = [sys.executable, "-c", f"print('RESULT peer n=8 out_tokens=50 t=2.0{told}')"]
+    return ["bench.contestants=[engine]", f"bench.peers.other={json.dumps(peer)}"]
+
+
+@pytest.mark.parametrize("overrides", [peer_in(precision="bfloat16"), [*peer_in(), "bench.precisions.other=bf16"]])
+def test_contestants_in_different_precisions_are_refused(common, overrides):
+    with pytest.raises(RuntimeError, match=r"same precision: engine in fp32, other in bf16.*model\.precision"):
+        run_bench(bench_settings(*common, *overrides), say=lambda line: None)
+
+
+def test_a_peer_that_does_not_tell_its_precision_is_refused(common):
+    with pytest.raises(RuntimeError, match=r"bench\.peers\.other: .*bench\.precisions\.other=NAME"):
+        run_bench(bench_settings(*common, *peer_in()), say=lambda line: None)
+
+
+def test_a_declared_precision_may_be_that_of_the_first_contestant(common):
+    settings = bench_settings(*common, *peer_in(), "bench.precisions.other={precision}", "model.precision=bf16")
+    runs = run_bench(settings, say=lambda line: None)["runs"]
+    assert {name: run["precision"] for name, (run, *_) in runs.items()} == {"engine": "bf16", "other": "bf16"}
 
 
 def test_nothing_to_run_is_refused(common):
@@ -68,5 +93,8 @@ def test_a_variant_is_the_job_with_changed_settings(common, shared_ray, monkeypa
         "bench.rounds=1",
         "bench.contestants=[]",
         "bench.variants.short={generation: {max_new_tokens: 2}}",
+        "bench.variants.half={model: {precision: bf16}}",
     )
-    assert run_bench(settings, say=lambda line: None)["medians"]["short"]["tokens"] == 2 * len(QUESTIONS)
+    result = run_bench(settings, say=lambda line: None)
+    assert result["medians"]["short"]["tokens"] == 2 * len(QUESTIONS)
+    assert [result["runs"][name][0]["precision"] for name in ("short", "half")] == ["fp32", "bf16"]

@@ -23,6 +23,8 @@ def test_every_suite_composes(suite, questions):
 
 def test_a_peer_without_its_paths_is_left_out(questions):
     settings = bench_settings("suite=peers", f"input.path={questions}", "bench.paths.scripts=/s", "bench.paths.vllm=/v")
+    assert settings.model.precision == "exact"
+    assert settings.bench.peers.keys() == settings.bench.precisions.keys()
     assert list(settings.bench.usable_peers()) == ["vllm"]
 
 

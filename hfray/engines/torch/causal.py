@@ -16,6 +16,7 @@ import torch
 
 from hfray.engines.base import Engine, Request, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY, ROW_TOKENS
+from hfray.engines.precision import precision_of
 from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.torch.grouped_attention import use_grouped_attention
 from hfray.engines.torch.kvcache import BatchCache
@@ -53,6 +54,7 @@ class TransformersEngine(Engine):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.context_length = context
+        self.precision = precision_of(model)
         self.capacity = capacity or default_capacity(model)
         self._batch_tokens = batch_tokens
         self.end_at(end_ids(model, tokenizer))

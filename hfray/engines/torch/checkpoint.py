@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfray.engines.base import NO_CHAT_TEMPLATE
+from hfray.engines.precision import torch_dtype
 from hfray.models.folder import check_tokenizer, end_token_ids, read_config, weight_bytes
 
 WEIGHTS_SHARE = 0.9  # maximum share of a GPU's free memory for the weights; the rows need the rest
@@ -59,14 +60,16 @@ def load_model(
     *,
     device: str = "cpu",
     device_map: Any = None,
-    dtype: str = "auto",
+    precision: str = "auto",
     attention: str | None = None,
     trust_remote_code: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The folder's model on its device."""
-    dtype = dtype_for(dtype, on_cpu=device == "cpu" and device_map in (None, "cpu"))
-    quantized = "quantization_config" in {**read_config(folder), **(model_kwargs or {})}
+    """The folder's model on its device. `model_kwargs` may name a dtype too, if `precision` is auto."""
+    config = read_config(folder)
+    on_cpu = (device == "cpu" and device_map in (None, "cpu")) or not torch.cuda.is_available()
+    dtype = torch_dtype(precision, config, on_cpu=on_cpu)
+    quantized = "quantization_config" in {**config, **(model_kwargs or {})}
     if device_map is None and device != "cpu" and not quantized:
         loaded = loaded_dtype(folder, dtype, model_kwargs or {})
         check_fits(
@@ -79,15 +82,6 @@ def load_model(
         options["device_map"] = device_map
     model = auto_class.from_pretrained(folder, **options)
     return model.eval() if device_map is not None else model.eval().to(device)
-
-
-def dtype_for(dtype: str, *, on_cpu: bool) -> str:
-    """The name of a torch dtype. `auto`: fp32 on a CPU; on a GPU bf16 if supported, else fp16."""
-    if dtype != "auto":
-        return dtype
-    if on_cpu or not torch.cuda.is_available():
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
 
 def loaded_dtype(folder: Path, dtype: str, model_kwargs: Mapping[str, Any]) -> str:

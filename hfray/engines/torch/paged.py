@@ -18,6 +18,7 @@ from transformers.generation.continuous_batching import RequestStatus
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
+from hfray.engines.precision import precision_of
 from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.waiting import WaitingRequests
 from hfray.errors import EngineDiedError
@@ -77,7 +78,7 @@ class PagedEngine(Engine):
                 "Use backend.paged=false."
             )
         on_cpu = model.device.type == "cpu"
-        self.tokenizer, self.context_length = tokenizer, context
+        self.tokenizer, self.context_length, self.precision = tokenizer, context, precision_of(model)
         self.capacity = capacity or (CPU_CAPACITY if on_cpu else MAX_CAPACITY)
         self.end_ids = end_ids(model, tokenizer)
         # Without pad_token_id, transformers warns for each request.

@@ -18,6 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, LogitsProcesso
 
 from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
+from hfray.engines.precision import openvino_properties, precision_of, precision_of_compiled
 from hfray.engines.torch.causal import out_of_memory
 from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.torch.sampling import Row, Sampler
@@ -51,6 +52,7 @@ class Seq2SeqEngine(Engine):
         capacity: how many rows run at once; halved when memory runs out.
         batch_tokens: the maximum number of prompt tokens, padding included, in one batch.
         context: the maximum number of prompt tokens, and of generated tokens; None: no limit.
+        precision: what an OpenVINO model computes in; None: as the weights of the model say.
     """
 
     continues_prompt = False
@@ -64,9 +66,11 @@ class Seq2SeqEngine(Engine):
         capacity: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         context: int | None = None,
+        precision: str | None = None,
     ) -> None:
         self.model: Any = model
         self.context_length = context
+        self.precision = precision or precision_of(model)
         self.generation: GenerationConfig = copy.deepcopy(model.generation_config)
         task_params = task_settings(model.config, task)
         self.tokenizer = PrefixTokenizer(tokenizer, task_params.pop("prefix", None) or "")
@@ -107,6 +111,7 @@ class Seq2SeqEngine(Engine):
         *,
         task: str = "text2text-generation",
         device: str = "CPU",
+        precision: str = "auto",
         properties: Mapping[str, Any] | None = None,
         capacity: int | None = None,
     ) -> Seq2SeqEngine:
@@ -121,10 +126,13 @@ class Seq2SeqEngine(Engine):
         _check_architecture(folder, task)
         tokenizer = load_tokenizer(folder).hf
         try:
-            model = OVModelForSeq2SeqLM.from_pretrained(folder, device=device, ov_config=dict(properties or {}))
+            chosen = openvino_properties(precision, device, properties or {})
+            model: Any = OVModelForSeq2SeqLM.from_pretrained(folder, device=device, ov_config=dict(chosen))
+            model.compile()
+            computes = precision_of_compiled(model.decoder.request.get_compiled_model(), chosen)
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot run model.source={folder} on device.name={device}: {error}") from error
-        return cls(model, tokenizer, task=task, capacity=capacity, context=_positions(folder))
+        return cls(model, tokenizer, task=task, capacity=capacity, context=_positions(folder), precision=computes)
 
     def room(self, params: GenerationParams, prompt_tokens: int) -> int:
         """As the base class; `max_length` counts the completion and its start token, never the prompt."""

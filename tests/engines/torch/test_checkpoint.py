@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hfray.engines.torch.checkpoint import check_fits, dtype_for, load_tokenizer
+from hfray.engines.torch.checkpoint import check_fits, load_tokenizer
 from hfray.models.folder import weight_bytes
-
-
-def test_dtype_auto_is_fp32_on_a_cpu_and_any_other_stays():
-    assert dtype_for("auto", on_cpu=True) == "float32"
-    assert dtype_for("bfloat16", on_cpu=True) == "bfloat16"
 
 
 def test_the_tokenizer_takes_odd_text(tiny_gpt2):

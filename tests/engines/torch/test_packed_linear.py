@@ -55,7 +55,7 @@ def test_layers_that_a_quantizer_or_a_hook_changed_are_left_alone():
 @needs_packing
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2", "tiny_bloom"])
 def test_every_architecture_is_packed(request, model):
-    engine = TransformersEngine.from_folder(request.getfixturevalue(model))
+    engine = TransformersEngine.from_folder(request.getfixturevalue(model), precision="exact")
     kinds = {type(module) for module in engine.model.modules()}
     assert PackedLinear in kinds
     assert not kinds & {torch.nn.Linear, Conv1D}

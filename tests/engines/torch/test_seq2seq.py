@@ -30,7 +30,7 @@ def tiny_t5_ir(tiny_t5, tmp_path_factory):
 
 @pytest.fixture
 def loop(tiny_t5):
-    loop = EngineLoop(Seq2SeqEngine.from_folder(tiny_t5, capacity=3))
+    loop = EngineLoop(Seq2SeqEngine.from_folder(tiny_t5, precision="exact", capacity=3))
     yield loop
     loop.close()
 
@@ -76,8 +76,8 @@ def test_batches_of_unlike_prompts_give_the_tokens_of_generate(loop, beams):
 
 @pytest.mark.model
 def test_openvino_gives_the_same_text(loop, tiny_t5_ir):
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    engine = Seq2SeqEngine.from_openvino(tiny_t5_ir, properties=exact, capacity=3)
+    engine = Seq2SeqEngine.from_openvino(tiny_t5_ir, precision="exact", capacity=3)
+    assert engine.precision == "fp32"
     openvino = EngineLoop(engine)
     completions = openvino.generate(PROMPTS, GREEDY)
     # T5's attention is not scaled, and the random model's saturates: rounding may change one row.
@@ -113,9 +113,9 @@ def test_a_stop_string_ends_the_text(loop):
 
 
 def test_the_task_brings_its_prefix_and_settings(t5_with_tasks):
-    plain = Seq2SeqEngine.from_folder(t5_with_tasks)
-    summary = Seq2SeqEngine.from_folder(t5_with_tasks, task="summarization")
-    translation = Seq2SeqEngine.from_folder(t5_with_tasks, task="translation")
+    plain = Seq2SeqEngine.from_folder(t5_with_tasks, precision="exact")
+    summary = Seq2SeqEngine.from_folder(t5_with_tasks, precision="exact", task="summarization")
+    translation = Seq2SeqEngine.from_folder(t5_with_tasks, precision="exact", task="translation")
     assert plain.tokenizer.prefix == ""
     assert summary.tokenizer.encode("a text") == plain.tokenizer.encode("summarize: a text")
     assert translation.tokenizer.prefix == "translate English to German: "
@@ -125,7 +125,7 @@ def test_the_task_brings_its_prefix_and_settings(t5_with_tasks):
 
 
 def test_memory_running_out_halves_the_batch(tiny_t5, monkeypatch):
-    engine = Seq2SeqEngine.from_folder(tiny_t5, capacity=8)
+    engine = Seq2SeqEngine.from_folder(tiny_t5, precision="exact", capacity=8)
     whole, sizes = engine.model.generate, []
 
     def generate(**options):
@@ -174,7 +174,7 @@ def test_a_job_summarizes(t5_with_tasks, questions, tmp_path, shared_ray):
     )
     assert done.returncode == 0, done.stderr
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
-    engine = Seq2SeqEngine.from_folder(t5_with_tasks, task="summarization")
+    engine = Seq2SeqEngine.from_folder(t5_with_tasks, precision="exact", task="summarization")
     expected = [
         engine.tokenizer.decode(reference(engine, row["question"], max_new_tokens=8, num_beams=2)) for row in rows
     ]
