@@ -8,7 +8,7 @@ of the run and in the summary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Precision = Literal["auto", "exact", "bf16", "fp16", "fp32"]
 FORMATS = {  # names in torch, OpenVINO, safetensors and vLLM
@@ -43,7 +43,8 @@ def asked_precision(settings: Any) -> str:
     """`model.precision`; if that is auto, the number format that another option sets, or else auto."""
     if settings.model.precision != "auto":
         return settings.model.precision
-    return next((format_name(value) for _, value in _options(settings) if value != "auto"), "auto")
+    names = (format_name(value) for _, value in _options(settings))
+    return next((name for name in names if name in get_args(Precision)), "auto")  # OpenVINO knows others: dynamic
 
 
 def check_precision(settings: Any) -> None:

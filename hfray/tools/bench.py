@@ -167,7 +167,7 @@ def _run_peer(
         "hf": model.get("hf", "fake"),
         "prompts": folder / "records.jsonl",
         "n": records,
-        "dtype": TORCH[precision],
+        "dtype": TORCH.get(precision, "auto"),
     }
     text = _output([part.format(**names) for part in command])
     found = RESULT.search(text)

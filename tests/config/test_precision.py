@@ -46,6 +46,7 @@ def test_names_of_openvinos_types():
         ([TORCH, "model.kwargs.torch_dtype=float16"], "fp16"),
         ([VLLM, "backend.options.dtype=half"], "fp16"),
         ([f"{HINT}=f32"], "fp32"),
+        ([f"{HINT}=dynamic"], "auto"),
         ([f"{HINT}=f32", "model.precision=exact"], "exact"),
         ([f"{KV_CACHE}=u8"], "auto"),
         ([f"{KV_CACHE}=u8", "model.precision=bf16"], "bf16"),

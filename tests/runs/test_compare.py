@@ -1,5 +1,6 @@
 """Two output folders of one input: counts, joined rows and marked differences."""
 
+import json
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from hfray.runs.about import About
 from hfray.runs.compare import CompareSettings, PageOutput, compare
 from hfray.runs.compare_page import differing_settings, page
 from hfray.runs.textdiff import Parting, mark, parting
+from jobs.compare import _lines
 from tests.conftest import run_job
 from tests.folders import row, write_part, write_run, write_settings
 
@@ -80,6 +82,19 @@ def test_the_page(two):
     assert "<ins>" in text
     assert "fp32" in text
     assert "http://" not in text.replace("http://www.w3.org/", "")
+
+
+def test_what_each_side_was_computed_in(two):
+    for side, precisions in (("a", ["fp32"]), ("b", ["bf16", "fp32"])):
+        about = two / side / "_hfray/run.json"
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"precisions": precisions}))
+    result = compare(settings(two))
+    assert [line.rpartition(", ")[2] for line in _lines(result)[-2:]] == [
+        "computed in fp32",
+        "computed in bf16 and fp32",
+    ]
+    row = '<tr><td>computed in</td><td class="number">fp32</td><td class="number">bf16 and fp32</td></tr>'
+    assert row in page(settings(two), result)
 
 
 def test_the_command(two):
