@@ -403,6 +403,7 @@ def test_record_that_cannot_be_a_row(service):
 
 
 def test_a_record_that_is_nested_too_deep_is_refused_before_it_runs(service):
+    ask(service, "/v1/completions", {"prompt": "x"})  # behind it, the loop has counted the rows of earlier tests
     rows = service.worker.loop.stats.rows
     deep = json.loads("[" * 254 + "]" * 254)
     response = ask(service, "/v1/records", {"question": "x", "deep": deep})
