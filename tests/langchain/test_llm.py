@@ -562,10 +562,18 @@ def test_a_pipelines_unsupported_settings_are_refused_by_name(theirs):
     def stopping(ids, scores, **kwargs):
         return False
 
-    for name, value in {"stopping_criteria": [stopping], "suppress_tokens": [5], "bad_words_ids": [[5]]}.items():
+    unsupported = {"stopping_criteria": [stopping], "suppress_tokens": [5], "bad_words_ids": [[5]]}
+    for name, value in {**unsupported, "typical_p": 0.9, "max_time": 1.0}.items():
         pipe = pipeline_with(theirs, **{name: value})
         with pytest.raises(ValueError, match=name):
             HuggingFacePipeline(pipeline=pipe)
+
+
+def test_a_calls_unsupported_settings_are_refused_by_name(llm):
+    for name, value in {"typical_p": 0.9, "bad_words_ids": [[5]], "max_time": 1.0}.items():
+        with pytest.raises(ValueError, match=f"{name}=.*do not support"):
+            llm.bind(**{name: value}).invoke("Hello")
+    assert llm.bind(renormalize_logits=True).invoke("Hello") == llm.invoke("Hello")
 
 
 def test_a_pipelines_neutral_settings_are_accepted(llm, theirs):
