@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo quick test lint docs format submit-demo chaos bench constraints audit clean
@@ -18,7 +19,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## answer 24 questions with a real model on this machine's CPU
+# The demo needs neither torch nor transformers, which take most of the time and of the disk.
+$(DEMO_INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -e $(INSTALLED) || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[openvino]'
+	@touch $@
+
+demo: $(DEMO_INSTALLED) ## answer 24 questions with a real model on this machine's CPU
 	$(BIN)/python -m jobs.batch input.path=examples/questions.jsonl output.path=outputs/demo
 
 # After the death of a test process the run ends with a failure; pytest-xdist would otherwise wait for ever.

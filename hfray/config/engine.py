@@ -36,12 +36,17 @@ class OpenVINOBackend:
 
     name: Literal["openvino"]
     ov_config: dict[str, object] = Field(default_factory=dict)
-    weight_format: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
+    weight_format: Literal["auto", "fp32", "fp16", "int8", "int4"] = "auto"
     group_size: int | None = None
     batch_size: int | None = Field(default=None, ge=1)
     batch_tokens: int = Field(default=512, ge=1)
     kv_cache_gib: float | None = Field(default=None, gt=0)
     prefix_caching: bool = True
+
+    @property
+    def export_format(self) -> str:
+        """The weight format of an export by optimum-intel."""
+        return "fp32" if self.weight_format == "auto" else self.weight_format
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

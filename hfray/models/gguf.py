@@ -6,13 +6,16 @@ a SmolLM2 prompt becomes an end-of-text token. This module builds the tokenizer 
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gguf import GGUFReader
     from transformers import PreTrainedTokenizerFast
 
 GGUF_MAGIC = b"GGUF"
+STRING = 8  # the type of a text value
 CONTROL_TOKEN = 3  # tokenizer.ggml.token_type: control tokens (<|im_start|>, ...) are special, never text
 USER_DEFINED_TOKEN = 4
 # Pre-tokenizers known to split off every digit and then to apply GPT-2's regular expression.
@@ -30,17 +33,52 @@ def check_gguf(path: Path) -> None:
         )
 
 
+def architecture(path: Path) -> str | None:
+    """The model's architecture: "llama", "qwen2", ... None if it is not the first entry, where every writer puts it.
+
+    Reading all metadata takes seconds, because the tokenizer is part of it.
+    """
+    key = b"general.architecture"
+    with open(path, "rb") as file:
+        start = file.read(256)
+    found = start[24:].removeprefix(struct.pack("<Q", len(key)) + key + struct.pack("<I", STRING))
+    if len(found) == len(start[24:]) or len(found) < 8:
+        return None
+    (length,) = struct.unpack_from("<Q", found)
+    return found[8 : 8 + length].decode("utf-8", "replace")
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The file's key-value metadata (tokenizer, context length, architecture, ...), without the tensors."""
+    """The file's key-value metadata; see `metadata_of`. Raises ValueError for a damaged file."""
+    return metadata_of(open_gguf(path))
+
+
+def metadata_of(reader: GGUFReader) -> dict[str, Any]:
+    """Key-value metadata (tokenizer, context length, architecture, ...), without the tensors."""
+    return {key: field.contents() for key, field in reader.fields.items()}
+
+
+def open_gguf(path: Path) -> GGUFReader:
+    """Open a GGUF file. Raises ValueError, naming the file, if it is damaged."""
     from gguf import GGUFReader
 
     try:
-        reader = GGUFReader(path)
-        return {key: field.contents() for key, field in reader.fields.items()}
+        return GGUFReader(path)
     except Exception as error:  # the reader raises various numpy errors on a damaged file
         raise ValueError(
             f"model.source={path}: the GGUF file is corrupt or truncated ({error}). Download it again."
         ) from error
+
+
+def check_tokenizer_kind(metadata: dict[str, Any]) -> str:
+    """The file's pre-tokenizer. Raises ValueError unless the tokenizer is known to be rebuilt exactly."""
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or pre not in DIGIT_SPLITTING | {"gpt-2", "default"}:
+        raise ValueError(
+            f"model.source: cannot rebuild the GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} exactly. "
+            "Use the model's Hugging Face folder or hub id instead."
+        )
+    return pre
 
 
 def build_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
@@ -48,12 +86,7 @@ def build_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2" or pre not in DIGIT_SPLITTING | {"gpt-2", "default"}:
-        raise ValueError(
-            f"model.source: cannot rebuild the GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} exactly. "
-            "Use the model's Hugging Face folder or hub id instead."
-        )
+    pre = check_tokenizer_kind(metadata)
     tokens = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))

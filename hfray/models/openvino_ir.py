@@ -29,9 +29,9 @@ def export_cached(folder: Path, settings: EngineSettings, backend: OpenVINOBacke
     """The IR folder of the model in `folder`: taken from the cache, or exported into the cache. Raises SettingsError."""
     group = group_size(folder, backend)
     stat = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
-    identity = [str(folder), stat, settings.task, backend.weight_format, group, _versions()]
+    identity = [str(folder), stat, settings.task, backend.export_format, group, _versions()]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-    name = f"{folder.name}-{backend.weight_format}-{digest}"
+    name = f"{folder.name}-{backend.export_format}-{digest}"
     return cached(
         "openvino",
         name,
@@ -39,7 +39,7 @@ def export_cached(folder: Path, settings: EngineSettings, backend: OpenVINOBacke
             folder,
             target,
             task=settings.task,
-            weight_format=backend.weight_format,
+            weight_format=backend.export_format,
             group_size=group,
             trust_remote_code=settings.model.trust_remote_code,
         ),

@@ -7,13 +7,11 @@ lock, so that nobody uses an incomplete download and two jobs never make the sam
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,10 @@ def prepare(settings: EngineSettings) -> Path:
     Raises:
         SettingsError: the source is unavailable or is not a model; the message names the source and the remedy.
     """
-    folder = fetch(settings.model)
+    found = _locate(settings.model)
+    if isinstance(settings.backend, OpenVINOBackend) and found.suffix == ".gguf" and without_torch(settings, found):
+        return _converted("gguf-ir", "hfray.models.gguf_ir", found)
+    folder = _as_folder(found)
     if isinstance(settings.backend, OpenVINOBackend) and not is_ir(folder):
         from hfray.models.openvino_ir import export_cached
 
@@ -57,6 +58,16 @@ def prepare(settings: EngineSettings) -> Path:
 
 def fetch(model: ModelSettings) -> Path:
     """The model source as a local folder: Hugging Face or OpenVINO IR. Raises SettingsError."""
+    return _as_folder(_locate(model))
+
+
+def _as_folder(found: Path) -> Path:
+    """A located model as a folder: torch converts a .gguf file to a Hugging Face folder."""
+    return _converted("gguf", "hfray.models.gguf", found) if found.suffix == ".gguf" else found
+
+
+def _locate(model: ModelSettings) -> Path:
+    """The model source on this machine: a model folder or a .gguf file. Raises SettingsError."""
     source = model.source
     if source.startswith("pip:"):
         return _from_package(source)
@@ -64,7 +75,7 @@ def fetch(model: ModelSettings) -> Path:
         return _from_cloud(source)
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
-        return _from_gguf(path, source)
+        return _checked_gguf(path.absolute(), source)
     if path.is_dir():
         return _checked(path.absolute(), source)
     if path.is_absolute() or source.startswith((".", "~")) or not HUB_ID.fullmatch(source):
@@ -73,9 +84,16 @@ def fetch(model: ModelSettings) -> Path:
 
 
 def describe(settings: EngineSettings) -> dict[str, str | None]:
-    """The loaded model, for run.json: source, revision (a hub model's commit), and a digest of its config files."""
-    folder = fetch(settings.model)
-    configs = b"".join(p.read_bytes() for p in sorted(folder.glob("*config.json")))
+    """The loaded model, for run.json: source, revision (a hub model's commit), and a digest of its config files.
+
+    A .gguf file has its metadata in place of config files.
+    """
+    folder = _locate(settings.model)
+    if folder.suffix == ".gguf":
+        with open(folder, "rb") as file:
+            configs = file.read(1 << 20)  # the metadata comes first
+    else:
+        configs = b"".join(p.read_bytes() for p in sorted(folder.glob("*config.json")))
     commit = folder.name if folder.parent.name == "snapshots" else settings.model.revision
     return {
         "source": settings.model.source,
@@ -123,7 +141,7 @@ def _from_package(source: str) -> Path:
     if (entry / WHEEL_HASH).is_file():  # older entries have no hash
         _check_hash(source, wanted, (entry / WHEEL_HASH).read_text(), f" The cache has it in {entry}.")
     path = entry / inside
-    return _from_gguf(path, source) if path.suffix == ".gguf" else _checked(path, source)
+    return _checked_gguf(path, source) if path.suffix == ".gguf" else _checked(path, source)
 
 
 def _sha256(file: Path) -> str:
@@ -147,7 +165,21 @@ def _unpack(wheel: Path, inside: str, folder: Path, source: str) -> None:
         archive.extractall(folder, names)
 
 
-def _from_gguf(path: Path, source: str) -> Path:
+def without_torch(settings: EngineSettings, file: Path) -> bool:
+    """Whether OpenVINO GenAI itself makes the IR folder of this GGUF file.
+
+    It stores 16-bit weights. Therefore torch converts the file for fp32 weights, and for the exact tokens of
+    transformers.
+    """
+    wanted = settings.backend.weight_format
+    if wanted == "fp16" or (wanted == "auto" and settings.model.precision != "exact"):
+        from hfray.models.gguf_ir import can_convert
+
+        return can_convert(file)
+    return False
+
+
+def _checked_gguf(path: Path, source: str) -> Path:
     if not path.is_file():
         raise SettingsError(f"model.source={source}: there is no such file. Check the path.")
     from hfray.models import gguf
@@ -156,20 +188,25 @@ def _from_gguf(path: Path, source: str) -> Path:
         gguf.check_gguf(path)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    stat = path.stat()
-    digest = hashlib.sha256(f"{path.absolute()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    return cached("gguf", f"{path.stem}-{digest}", lambda folder: _in_process(gguf.convert, path, folder))
+    return path
 
 
-def _in_process(function: Callable[..., None], *args: object) -> None:
-    """Call a function of this package in a new process, so that torch's memory and imports end with that process."""
+def _converted(kind: str, module: str, file: Path) -> Path:
+    """The cache entry of a GGUF file that `module.convert(file, folder)` makes."""
+    stat = file.stat()
+    digest = hashlib.sha256(f"{file}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    return cached(kind, f"{file.stem}-{digest}", lambda folder: _convert_in_process(module, file, folder))
+
+
+def _convert_in_process(module: str, file: Path, folder: Path) -> None:
+    """Call `module.convert(file, folder)` in a new process, so that its memory and imports end with that process."""
     code = (
-        "import importlib, json, pathlib, sys; name, function, args = json.loads(sys.argv[1])\n"
-        "try: getattr(importlib.import_module(name), function)(*map(pathlib.Path, args))\n"
+        "import importlib, pathlib, sys; module, *paths = sys.argv[1:]\n"
+        "try: importlib.import_module(module).convert(*map(pathlib.Path, paths))\n"
         "except ValueError as error: sys.exit(f'hfray: {error}')"
     )
-    call = json.dumps([function.__module__, function.__name__, [str(arg) for arg in args]])
-    done = subprocess.run([sys.executable, "-c", code, call], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, module, str(file), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("hfray: ")]
         if not said and "No module named 'torch'" in done.stderr:

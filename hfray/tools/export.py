@@ -98,14 +98,14 @@ def run_export(settings: ExportSettings, console: Console) -> ExportReport:
         group = group_size(source, backend)
 
         def show(line: str) -> None:
-            status.update(f"exporting to {backend.weight_format}: {line[:80]}")
+            status.update(f"exporting to {backend.export_format}: {line[:80]}")
 
         show("starting")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as aside:
             made = Path(aside) / "ir"
             trust = settings.model.trust_remote_code
-            options = {"task": settings.task, "weight_format": backend.weight_format, "group_size": group}
+            options = {"task": settings.task, "weight_format": backend.export_format, "group_size": group}
             export(source, made, trust_remote_code=trust, on_line=show, **options)
             status.update("trying the folder")
             text = try_folder(made, settings)
@@ -115,7 +115,7 @@ def run_export(settings: ExportSettings, console: Console) -> ExportReport:
     return ExportReport(
         source=settings.model.source,
         folder=target,
-        weight_format=backend.weight_format,
+        weight_format=backend.export_format,
         group_size=group,
         bytes_before=folder_size(source),
         bytes_after=folder_size(target),

@@ -8,7 +8,15 @@ import pyarrow as pa
 import pytest
 
 from hfray.completion import Completion
-from hfray.data.records import OUTPUT_COLUMNS, RecordRow, answered, output_schema, python_rows, python_values, read_schema
+from hfray.data.records import (
+    OUTPUT_COLUMNS,
+    RecordRow,
+    answered,
+    output_schema,
+    python_rows,
+    python_values,
+    read_schema,
+)
 
 ANSWER = Completion(text="four", finish_reason="stop", num_prompt_tokens=3, num_generated_tokens=1)
 
@@ -75,7 +83,9 @@ def test_a_single_record_without_an_id_has_a_fixed_one(id_column, record):
 
 
 def test_a_single_record_that_failed_says_why():
-    assert RecordRow(None).read({"n": 1}).answered(None, None, "column 'q' is missing")["error"] == "column 'q' is missing"
+    assert (
+        RecordRow(None).read({"n": 1}).answered(None, None, "column 'q' is missing")["error"] == "column 'q' is missing"
+    )
 
 
 def test_a_field_named_like_an_output_column_is_refused():
