@@ -12,6 +12,7 @@ from hfray.config.secrets import check_no_credentials
 from hfray.params import GenerationParams
 
 STRICT = ConfigDict(extra="forbid", strict=True)
+PromptFormat = Literal["f-string", "jinja2", "mustache"]
 Task = Literal["text-generation", "text2text-generation", "summarization", "translation"]
 
 
@@ -132,7 +133,7 @@ class PromptSettings:
     """How a record becomes a prompt: by a LangChain template, or by `target`, the user's own LangChain object."""
 
     template: str | None = None
-    format: Literal["f-string", "jinja2", "mustache"] = "f-string"
+    format: PromptFormat = "f-string"
     chat: bool = False
     system: str | None = None
     target: dict[str, object] | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from jinja2 import TemplateError
 from langchain_core.messages import HumanMessage
@@ -63,6 +66,43 @@ def test_templates_of_every_format(template, kind):
 
 def test_variables_are_known_without_a_tokenizer():
     assert RecordPrompt(PromptSettings(template="{b} {a}")).variables == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{a}",
+        "no field",
+        "{{a}} {b}",
+        "{a!r:>5}",
+        "{a b}",
+        "{ünï}",
+        "{a.b}",
+        "{a[0]}",
+        "{0}",
+        "{}",
+        "{a:{b}}",
+        "{a!x}",
+        "{a",
+    ],
+)
+def test_f_string_templates_are_those_that_langchain_accepts(template):
+    """Plain templates are parsed without LangChain, because its import is slow."""
+    try:
+        expected = PromptTemplate.from_template(template).input_variables
+    except ValueError:
+        with pytest.raises(ValueError, match=r"prompt\.template="):
+            RecordPrompt(PromptSettings(template=template))
+    else:
+        assert RecordPrompt(PromptSettings(template=template)).variables == sorted(expected)
+
+
+def test_plain_templates_need_no_langchain():
+    code = (
+        "import sys; from hfray.inference.prompts import RecordPrompt; from hfray.config.engine import PromptSettings"
+    )
+    code += "; RecordPrompt(PromptSettings(template='{a}')).render({'a': 1}); sys.exit('langchain_core' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(("record", "state"), [({}, "missing"), ({"a": None}, "null")])
