@@ -17,6 +17,8 @@ from filelock import FileLock
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# The threads of torch otherwise wait for each other in busy loops, and beside other processes a test takes minutes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # started with `&` in a shell; the jobs that tests interrupt would inherit this
@@ -164,7 +166,7 @@ def smollm2(smollm2_settings) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_ir(smollm2_settings) -> Path:
-    """The real model as an IR folder, fp32."""
+    """The real model as an IR folder with weights in 16 bits, made without torch."""
     from hfray.models.source import prepare
 
     return prepare(smollm2_settings)

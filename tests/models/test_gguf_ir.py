@@ -60,7 +60,7 @@ def test_an_architecture_that_is_not_the_first_entry_is_left_to_torch(tmp_path):
         ([], True),
         (["backend.weight_format=fp16"], True),
         (["model.precision=exact"], False),
-        (["model.precision=exact", "backend.weight_format=fp16"], True),
+        (["model.precision=fp32"], True),
         (["backend.weight_format=fp32"], False),
         (["backend.weight_format=int8"], False),
     ],

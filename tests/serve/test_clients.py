@@ -31,9 +31,7 @@ QUESTION = "What is the capital of France?"
 def server(smollm2_ir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HFRAY_TEST_KEYS", KEY)
-        with serving(
-            "serve.api_keys=env:HFRAY_TEST_KEYS", "backend.kv_cache_gib=1", "model.precision=exact"
-        ) as running:
+        with serving("serve.api_keys=env:HFRAY_TEST_KEYS", "backend.kv_cache_gib=1", "model.precision=fp32") as running:
             yield running
 
 
@@ -63,11 +61,11 @@ def test_models(client, model):
 
 def test_completion_is_what_the_engine_gives(client, model, smollm2, smollm2_settings, smollm2_ir):
     prompts = ["The capital of France is", "Two and two make"]
-    model_settings = dataclasses.replace(smollm2_settings.model, precision="exact")
-    exact = dataclasses.replace(smollm2_settings, model=model_settings)
+    model_settings = dataclasses.replace(smollm2_settings.model, precision="fp32")
+    in_fp32 = dataclasses.replace(smollm2_settings, model=model_settings)
     full_length = {"extra_body": {"ignore_eos": True}}  # so that a near tie changes no length
     answer = client.completions.create(model=model, prompt=prompts, max_tokens=12, temperature=0, **full_length)
-    loop = EngineLoop(load_engine(exact, folder=smollm2_ir))
+    loop = EngineLoop(load_engine(in_fp32, folder=smollm2_ir))
     params = GenerationParams(max_new_tokens=12, temperature=0, ignore_eos=True)
     expected = loop.generate([Prompt(prompt) for prompt in prompts], params)
     loop.close()
