@@ -74,7 +74,9 @@ def test_greedy_tokens_are_those_of_generate(reference, preset, tolerance, smoll
         for row, (mine, theirs) in enumerate(zip([c.token_ids for c in completions], reference, strict=True))
         if mine != theirs
     }
-    print(f"{preset}: {COUNT - len(parted)} of {COUNT} token for token; first differing token by row: {parted}")
+    print(
+        f"{' '.join(preset)}: {COUNT - len(parted)} of {COUNT} token for token; first differing token by row: {parted}"
+    )
     for row in parted:
         ids = encode(prompts()[row])
         assert_same_until_tie(smollm2, ids, completions[row].token_ids, reference[row], tolerance)
