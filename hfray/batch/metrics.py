@@ -1,7 +1,7 @@
 """The metrics of a batch worker for Ray's dashboard and Prometheus.
 
 Ray exports each metric as `ray_NAME` on its node's metrics port, with the node and the worker's process as tags. We
-add one tag, the model. A tag with many values, such as a row id, would make a new time series for each value.
+add two tags, the model and the pool. A tag with many values, such as a row id, would make a new time series for each value.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 COUNTERS = {
     "rows": ("hfray_batch_rows", "Rows finished, failed rows included"),
     "failed_rows": ("hfray_batch_failed_rows", "Rows that failed"),
-    "prompt_tokens": ("hfray_batch_prompt_tokens", "Prompt tokens of the finished rows"),
-    "generated_tokens": ("hfray_batch_generated_tokens", "Tokens generated for finished rows"),
+    "prompt_tokens": ("hfray_batch_prompt_tokens", "Prompt tokens that the engine has processed"),
+    "generated_tokens": ("hfray_batch_generated_tokens", "Tokens that the engine has generated"),
     "steps": ("hfray_batch_engine_steps", "Steps of the engine"),
     "full_steps": ("hfray_batch_engine_full_steps", "Steps at 80 % of the engine's capacity or more"),
     "shared_rows": ("hfray_batch_shared_rows", "Rows that reused the completion of an equal prompt"),
@@ -40,13 +40,13 @@ class WorkerMetrics:
     """The metrics of one worker, in its own process.
 
     Args:
-        model: the value of the `model` tag.
+        model, pool: the values of the tags; the only pool of a job has no name.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, pool: str = "") -> None:
         from ray.util.metrics import Counter, Gauge
 
-        tags = {"model": model}
+        tags = {"model": model, "pool": pool}
         self._counters = {field: _tagged(Counter, *named, tags) for field, named in COUNTERS.items()}
         self._gauges = {field: _tagged(Gauge, *named, tags) for field, named in GAUGES.items()}
         self._exported = dict.fromkeys(COUNTERS, 0.0)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from hfray.inference.stats import LoopStats
+from hfray.runs.buckets import empty_buckets
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 
 MAX_FAILED_STARTS = 3  # of one worker, in a row; then the run ends
@@ -14,7 +15,8 @@ MAX_FAILED_STARTS = 3  # of one worker, in a row; then the run ends
 
 @dataclass(slots=True)
 class WorkerState:
-    """A worker. `base` and `ready_seconds` cover its dead processes, `stats` covers its current process."""
+    """A worker. `base`, `base_lengths` and `ready_seconds` cover its dead processes, `stats` covers its current
+    process."""
 
     pool: str = ""
     node: str = ""
@@ -33,6 +35,7 @@ class WorkerState:
     alone: list[str] = field(default_factory=list)
     finished_rows: int = 0
     base: Totals = field(default_factory=Totals)
+    base_lengths: list[int] = field(default_factory=empty_buckets)
     stats: LoopStats = field(default_factory=LoopStats)
     seen: float = 0.0
 
@@ -42,6 +45,10 @@ class WorkerState:
         totals.add(self.base)
         totals.add(self.stats)
         return totals
+
+    def answer_lengths(self) -> list[list[int]]:
+        """The lengths of the answers of all its processes."""
+        return [self.base_lengths, self.stats.answer_lengths]
 
 
 class Monitor:
@@ -131,6 +138,9 @@ class Monitor:
             workers=len(workers),
             workers_ready=len(now),
             deaths=sum(state.deaths for state in workers),
+            max_new_tokens=max((state.stats.max_new_tokens for state in workers), default=0),
+            running_lengths=_summed([stats.running_lengths for stats in now]),
+            answer_lengths=_summed([lengths for state in workers for lengths in state.answer_lengths()]),
             timeline=dict(self._timeline),
             cannot_start=failed.failure if failed else None,
             unusable=failed.unusable if failed else False,
@@ -177,7 +187,12 @@ class Monitor:
         self._suspects.update(suspects)
         state.stats.rows = state.finished_rows - state.base.rows  # rows of unfinished blocks are done again
         state.base.add(state.stats)
+        state.base_lengths = _summed(state.answer_lengths())
         state.stats, state.in_flight, state.alone = LoopStats(), {}, []
+
+
+def _summed(counts: list[list[int]]) -> list[int]:
+    return [sum(column) for column in zip(empty_buckets(), *counts, strict=True)]
 
 
 def _worker_counts(state: WorkerState) -> WorkerCounts:

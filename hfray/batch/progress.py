@@ -11,16 +11,17 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from hfray.runs.pace import Pace, TimeLeft
+from hfray.runs.pace import Pace
 from hfray.runs.snapshot import Snapshot
-from hfray.runs.words import coarse, engine_words, pace_words
+from hfray.runs.timeleft import Estimate
+from hfray.runs.words import engine_words, left_words, pace_words
 
 LOG_SECONDS, LOG_SECONDS_LATER = 10.0, 60.0  # between plain lines: in a young run, and in a long one
 RATE_WINDOW = 60.0  # seconds; the rates shown are averages over this time
 
 
 class RunProgress:
-    """Shows rows done, rates, failures, workers, occupancy and time left, from the Monitor's snapshots.
+    """Shows rows done, rates, failures, workers, occupancy and time left, from the Monitor's snapshots and an estimate.
 
     Args:
         total: rows of the table.
@@ -37,7 +38,7 @@ class RunProgress:
     ) -> None:
         self._console = console or Console(stderr=True)
         self._total, self._before, self._clock = total, done_before, clock
-        self._pace, self._left = Pace(RATE_WINDOW), TimeLeft()
+        self._pace = Pace(RATE_WINDOW)
         self._started = self._last_line = clock()
         self._bar = Progress(
             BarColumn(),
@@ -66,29 +67,27 @@ class RunProgress:
         """Print a line above the progress."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, snapshot: Snapshot) -> None:
-        """Show what the workers have done so far."""
+    def update(self, snapshot: Snapshot, left: Estimate | None = None) -> None:
+        """Show what the workers have done so far, and the time left."""
         done = min(self._total, self._before + snapshot.totals.rows)
-        details, left = self._describe(snapshot)
-        self._bar.update(self._task, completed=done, description=left)
+        details, remaining = self._describe(snapshot), left_words(left)
+        self._bar.update(self._task, completed=done, description=remaining)
         self._details.plain = details
         now = self._clock()
         interval = min(max(LOG_SECONDS, (now - self._started) / 20), LOG_SECONDS_LATER)
         if self._live is None and now - self._last_line >= interval:
             self._last_line = now
-            line = "  ".join(part for part in (f"{done:,} of {self._total:,} rows", left, details) if part)
+            line = "  ".join(part for part in (f"{done:,} of {self._total:,} rows", remaining, details) if part)
             print(line, file=sys.stderr, flush=True)
 
-    def _describe(self, snapshot: Snapshot) -> tuple[str, str]:
-        """(details, time left) in words."""
+    def _describe(self, snapshot: Snapshot) -> str:
+        """Rates, failures and workers in words."""
         workers, ready, totals = snapshot.workers, snapshot.workers_ready, snapshot.totals
         if not ready:
-            return (f"{workers} workers starting" if workers else "waiting for workers"), ""
-        rows, now = totals.rows, self._clock()
-        rates = self._pace.add(now, rows, totals.prompt_tokens, totals.generated_tokens)
+            return f"{workers} workers starting" if workers else "waiting for workers"
+        rates = self._pace.add(self._clock(), totals.rows, totals.prompt_tokens, totals.generated_tokens)
         parts = [pace_words(*rates), f"{totals.failed_rows:,} failed"]
         parts.append(engine_words(ready, workers, snapshot.running, snapshot.capacity))
         if snapshot.deaths:
             parts.append(f"{snapshot.deaths} worker{'s' * (snapshot.deaths != 1)} replaced")
-        left = self._left.update(now, rows, max(0, self._total - self._before - rows))
-        return "  ".join(parts), f"{coarse(left)} left" if left else ""
+        return "  ".join(parts)

@@ -16,6 +16,7 @@ from hfray.runs.about import add_to_about
 from hfray.runs.recorder import RunRecorder
 from hfray.runs.snapshot import PoolCounts, Snapshot
 from hfray.runs.summary import EngineReport, PoolReport, SavedTokens, Summary
+from hfray.runs.timeleft import TimeLeft
 from hfray.runs.words import precision_words
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class RunWatch:
         self._output, self._earlier = job.output, set(job.precisions)
         self._precisions: set[str] = set()
         self._recorder, self._progress = recorder, progress
-        self._snapshot = Snapshot()
+        self._snapshot, self._time_left = Snapshot(), TimeLeft()
         self._pending = monitor.snapshot.remote()
 
     def on_tick(self, report: PartReport) -> None:
@@ -63,8 +64,10 @@ class RunWatch:
         if ray.wait([self._pending], timeout=0)[0]:
             self._snapshot = cast(Snapshot, ray.get(self._pending))
             self._pending = self._monitor.snapshot.remote()
-            self._progress.update(self._snapshot)
-            self._recorder.update(self._snapshot)
+            rows = self._summary.rows - self._summary.rows_done_before - self._snapshot.totals.rows
+            left = self._time_left.update(time.monotonic(), self._snapshot, rows)
+            self._progress.update(self._snapshot, left)
+            self._recorder.update(self._snapshot, left)
             self._note_precisions()
         stop_if_hopeless(self._settings, self._pools, self._summary, self._snapshot)
 

@@ -1,4 +1,8 @@
-"""Reports a worker's progress every second, and ends the process of an engine that hangs."""
+"""Reports a worker's progress every second, and ends the process of an engine that hangs.
+
+Some engines hold Python's lock during their steps. The watchdog's thread then gets the lock so rarely that its reports
+can be many seconds old. So the engine loop's own thread reports too, between two steps.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,26 @@ class WatchedLoop(Protocol):
     def stalled_for(self) -> float: ...
 
     def expect_end(self) -> None: ...
+
+
+class Reporter:
+    """Reports from the engine loop's thread, at most once in HEARTBEAT_SECONDS.
+
+    Args:
+        report: sends the counters; returns at once.
+        clock: gives the seconds; tests pass their own.
+    """
+
+    def __init__(self, report: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._report, self._clock = report, clock
+        self._last = clock()
+
+    def after_step(self) -> None:
+        """Report if the last report is old enough."""
+        now = self._clock()
+        if now - self._last >= HEARTBEAT_SECONDS:
+            self._last = now
+            self._report()
 
 
 class Watchdog:

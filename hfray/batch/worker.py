@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hfray.batch.isolation import Isolation
 from hfray.batch.metrics import WorkerMetrics
-from hfray.batch.watchdog import Watchdog
+from hfray.batch.watchdog import Reporter, Watchdog
 from hfray.cluster.pools import workers_of
 from hfray.config.batch import BatchSettings
 from hfray.data import records
@@ -60,10 +60,11 @@ class BatchWorker:
         self._isolation = Isolation(worker.answer, lambda ids: monitor.run_alone.remote(self._name, list(ids)))
         engine, seconds = worker.loop.engine, time.monotonic() - started
         ray.get(monitor.ready.remote(self._name, seconds, engine.capacity, engine.precision))
+        worker.loop.after_step = Reporter(self._report).after_step
         Watchdog(
             worker.loop,
             report=lambda stats: ray.get(monitor.report.remote(self._name, stats)),
-            update_metrics=WorkerMetrics(settings.model.source).update,
+            update_metrics=WorkerMetrics(settings.model.source, pool).update,
             step_timeout=workers_of(settings).step_timeout,
             end_process=_end_process,
         ).start()
@@ -89,8 +90,13 @@ class BatchWorker:
         rows = records.python_rows(block.select(self._columns) if self._columns else block)
         prompts, completions = await self._isolation.answer(row_ids, rows, block["error"].to_pylist(), deaths)
         self._monitor.finish.remote(self._name, key)
-        self._monitor.report.remote(self._name, self._worker.loop.stats)
+        self._report()
         return records.answered(block, prompts, completions)
+
+    def _report(self) -> None:
+        """Send the counters to the Monitor, without waiting."""
+        if self._worker is not None:
+            self._monitor.report.remote(self._name, self._worker.loop.stats)
 
 
 def _collect_garbage_rarely() -> None:

@@ -16,7 +16,7 @@ from hfray.errors import EngineDiedError
 from hfray.inference.dedup import Dedup, dedup_key
 from hfray.inference.detokenizer import CompletionText
 from hfray.inference.handle import Handle
-from hfray.inference.stats import LoopStats
+from hfray.inference.stats import LoopStats, Progress
 
 FULL = 0.8  # a step counts as full if at least this share of the engine's capacity is running
 
@@ -29,7 +29,7 @@ class _Sequence:
     text: CompletionText
     handles: list[Handle]
     key: bytes | None = None
-    num_generated: int = 0
+    progress: Progress = field(default_factory=Progress)
     logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
 
 
@@ -40,10 +40,14 @@ class EngineLoop:
 
     Args:
         on_death: called on the loop's thread when the engine dies.
+
+    Attributes:
+        after_step: called on the loop's thread after each step; must return at once.
     """
 
     def __init__(self, engine: Engine, on_death: Callable[[EngineDiedError], None] | None = None) -> None:
         self.engine = engine
+        self.after_step: Callable[[], None] | None = None
         self.stats = LoopStats(capacity=engine.capacity)
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -178,6 +182,8 @@ class EngineLoop:
         stats.running, stats.waiting = running, max(0, unfinished - running)
         for output in outputs:
             self._advance(output, now)
+        if self.after_step is not None:
+            self.after_step()
 
     def _add(self, sequence: _Sequence, handle: Handle) -> None:
         if handle.done():  # cancelled on its way in
@@ -196,10 +202,11 @@ class EngineLoop:
                 leader.handles.append(handle)
                 return
         self._sequences[sequence.request.id] = sequence  # before `add`: if the engine dies there, `_die` finds it
+        self.stats.start(sequence.request.max_new_tokens)
         try:
             self.engine.add(sequence.request)
         except RequestError as error:
-            del self._sequences[sequence.request.id]
+            self._forget(sequence)
             self._finish(sequence, StepOutput(sequence.request.id, error=str(error)))
 
     def _cancel(self, handle: Handle) -> None:
@@ -209,7 +216,7 @@ class EngineLoop:
         sequence.handles.remove(handle)
         if sequence.handles:  # others wait for the same completion
             return
-        del self._sequences[handle.request_id]
+        self._forget(sequence)
         self.engine.cancel(handle.request_id)
         if sequence.key is not None:
             self._dedup.finish(sequence.key)
@@ -219,7 +226,7 @@ class EngineLoop:
         if sequence is None:
             return
         leader = sequence.handles[0]
-        sequence.num_generated += len(output.token_ids)
+        self.stats.advance(sequence.progress, len(sequence.request.prompt_ids), output)
         sequence.logprobs.extend(output.logprobs)
         if output.token_ids:
             leader.count(len(output.token_ids), now)
@@ -230,7 +237,7 @@ class EngineLoop:
         ended = output.finish_reason is not None or output.error is not None
         if ended:
             delta += sequence.text.finish()
-            del self._sequences[output.request_id]
+            self._forget(sequence)
         if leader.streams:
             wanted = sequence.request.params.logprobs is not None
             tokens = zip(output.token_ids, output.logprobs if wanted else [], strict=False)
@@ -238,19 +245,22 @@ class EngineLoop:
         if ended:
             self._finish(sequence, output)
 
+    def _forget(self, sequence: _Sequence) -> None:
+        del self._sequences[sequence.request.id]
+        self.stats.running_lengths[sequence.progress.bucket] -= 1
+
     def _finish(self, sequence: _Sequence, output: StepOutput) -> None:
         completion = Completion(num_prompt_tokens=len(sequence.request.prompt_ids), error=output.error)
         if output.error is None:
             completion.text = sequence.text.text
             completion.finish_reason = "stop" if sequence.text.stopped else output.finish_reason or "stop"
-            completion.num_generated_tokens = sequence.num_generated
+            completion.num_generated_tokens = sequence.progress.generated
             completion.token_ids = sequence.text.token_ids
             completion.logprobs = sequence.logprobs
         stats = self.stats
         stats.rows += 1
         stats.failed_rows += output.error is not None
-        stats.prompt_tokens += completion.num_prompt_tokens
-        stats.generated_tokens += completion.num_generated_tokens
+        stats.answer_lengths[sequence.progress.bucket] += 1
         leader, *followers = sequence.handles
         leader.finish(completion)
         if sequence.key is not None:
@@ -261,12 +271,14 @@ class EngineLoop:
 
     def _count_refused(self) -> None:
         self.stats.rows += 1
+        self.stats.answer_lengths[0] += 1
         self.stats.failed_rows += 1
 
     def _finish_shared(self, handle: Handle, completion: Completion) -> None:
         stats = self.stats
         stats.rows += 1
         stats.shared_rows += 1
+        stats.answer_lengths[0] += 1
         stats.failed_rows += completion.error is not None
         stats.saved_prompt_tokens += completion.num_prompt_tokens
         stats.saved_tokens += completion.num_generated_tokens

@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 # matplotlib needs colours. Each of these is a placeholder that the finished SVG replaces by a variable of the page.
 TEXT, GRID, PAPER = "#010203", "#010204", "#010205"
-SERIES = ("#010206", "#010207", "#010208")
+SERIES = ("#010206", "#010207", "#010208", "#010209", "#01020a", "#01020b")
 VARIABLES = {TEXT: "--muted", GRID: "--line", PAPER: "--paper"}
-VARIABLES |= dict(zip(SERIES, ("--series-1", "--series-2", "--series-3"), strict=True))
+VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)}
 SIZE = (4.8, 2.3)  # inches of 72 points: small, so that the text can be read on a phone
 
 
@@ -31,7 +31,7 @@ def line_chart(
     """Lines over seconds.
 
     Args:
-        series: name to values, each as long as `times`; at most three.
+        series: name to values, each as long as `times`; at most as many as SERIES.
         breaks: times at which one run ended and the next began.
         top: the upper end of the value axis, if it is known.
         whole: the values are whole numbers, so the ticks are too.
@@ -53,7 +53,7 @@ def line_chart(
     axes.set_xlabel(time_unit)
     axes.set_ylabel(unit)
     if len(series) > 1:
-        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98), "ncols": len(series)}
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98), "ncols": min(3, len(series))}
         axes.legend(**place, frameon=False, labelcolor=TEXT, fontsize=10)
     return _svg(figure, label)
 

@@ -146,7 +146,8 @@ class Course:
     Attributes:
         times: seconds of generating; the value lists have the same length.
         breaks: the times at which one run ended and the next began.
-        rows, prompt_tokens, generated_tokens: per second.
+        rows, prompt_tokens, generated_tokens: per second. Tokens are those of the engines' counters, as they grew.
+        pools: (prompt, generated) tokens per second of each pool; empty if there was one pool only.
         occupancy: percent of the engines' capacity.
     """
 
@@ -157,13 +158,14 @@ class Course:
     generated_tokens: list[float] = field(default_factory=list)
     occupancy: list[float] = field(default_factory=list)
     workers_ready: list[float] = field(default_factory=list)
+    pools: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
 
 
 def course(runs: list[Run]) -> Course:
     """The rates of all runs over time."""
     sampled = [run.record.samples for run in runs if len(run.record.samples) >= 2]
     total = sum(samples[-1].time - samples[0].time for samples in sampled)
-    found, offset = Course(), 0.0
+    found, offset = Course(pools={name: ([], []) for samples in sampled for name in samples[-1].pools}), 0.0
     for samples in sampled:
         if found.times:
             found.breaks.append(offset)
@@ -174,6 +176,10 @@ def course(runs: list[Run]) -> Course:
             found.rows.append(max(0.0, now.rows - before.rows) / seconds)
             found.prompt_tokens.append(max(0.0, now.prompt_tokens - before.prompt_tokens) / seconds)
             found.generated_tokens.append(max(0.0, now.generated_tokens - before.generated_tokens) / seconds)
+            for name, columns in found.pools.items():
+                pairs = zip(before.pools.get(name, (0, 0)), now.pools.get(name, (0, 0)), columns, strict=True)
+                for earlier, later, column in pairs:
+                    column.append(max(0.0, later - earlier) / seconds)
             found.occupancy.append(100 * occupancy(now.running, now.capacity))
             found.workers_ready.append(now.workers_ready)
         offset += samples[-1].time - samples[0].time

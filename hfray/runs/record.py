@@ -15,13 +15,17 @@ from hfray.runs.fromjson import from_json
 from hfray.runs.liveness import ProcessMark
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 from hfray.runs.summary import RunState, Summary
+from hfray.runs.timeleft import Estimate
 
 SILENT_SECONDS = 60.0  # a run on another machine counts as stopped when its record is older than this
 
 
 @dataclass(slots=True)
 class Sample:
-    """The counters at one moment, for charts and rates."""
+    """The counters at one moment, for charts and rates.
+
+    `pools` are the (prompt, generated) tokens of each pool; empty if there is one pool only.
+    """
 
     time: float = 0.0
     rows: int = 0
@@ -31,9 +35,10 @@ class Sample:
     running: int = 0
     capacity: int = 0
     workers_ready: int = 0
+    pools: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-SAMPLE_FIELDS = tuple(column.name for column in fields(Sample))
+SAMPLE_FIELDS = tuple(column.name for column in fields(Sample) if column.name != "pools")
 
 
 @dataclass(slots=True)
@@ -43,6 +48,7 @@ class RunRecord:
     Args:
         summary: how the run went so far; its `status` is "running" until the run ends.
         updated: `time.time()` of the last write of the record.
+        left: the time left, estimated at `estimated`; None while there is no estimate, and after the end.
         state: see `state_of`; only set by `read_runs`.
     """
 
@@ -57,6 +63,8 @@ class RunRecord:
     summary: Summary = field(default_factory=Summary)
     snapshot: Snapshot = field(default_factory=Snapshot)
     samples: list[Sample] = field(default_factory=list)
+    left: Estimate | None = None
+    estimated: float = 0.0
     state: str = ""
 
     def to_json(self) -> dict[str, object]:
@@ -78,7 +86,9 @@ class RunRecord:
                 "samples": {
                     "fields": SAMPLE_FIELDS,
                     "points": [[getattr(sample, name) for name in SAMPLE_FIELDS] for sample in self.samples],
-                },
+                }
+                | _pool_columns(self.samples),
+                "left": asdict(self.left) if self.left else None,
             }
         )
 
@@ -108,22 +118,45 @@ class RunRecord:
         record = from_json(cls, own)
         record.summary = Summary.from_json({"status": RunState.RUNNING, **values})
         record.snapshot, record.samples = snapshot, _samples(values.get("samples", {}))
+        record.left = from_json(Estimate, values["left"]) if values.get("left") else None
         return record
 
 
-PROCESS_FIELDS = ("run_id", "host", "pid", "process_started", "process_birth", "started", "updated", "stage")
+PROCESS_FIELDS = (
+    "run_id",
+    "host",
+    "pid",
+    "process_started",
+    "process_birth",
+    "started",
+    "updated",
+    "stage",
+    "estimated",
+)
 NOW_FIELDS = ("running", "capacity", "workers_ready", "deaths")
+
+
+def _pool_columns(samples: list[Sample]) -> dict[str, object]:
+    """For each pool its tokens at every sample; zeros before its first worker started. Empty without pools."""
+    names = samples[-1].pools if samples else ()
+    columns = {name: [sample.pools.get(name, (0, 0)) for sample in samples] for name in names}
+    return {"pools": columns} if columns else {}
 
 
 def _samples(table: object) -> list[Sample]:
     columns = from_json(_SampleTable, table)
-    return [from_json(Sample, dict(zip(columns.fields, point, strict=False))) for point in columns.points]
+    samples = [from_json(Sample, dict(zip(columns.fields, point, strict=False))) for point in columns.points]
+    for name, tokens in columns.pools.items():
+        for sample, both in zip(samples, tokens, strict=False):
+            sample.pools[name] = both
+    return samples
 
 
 @dataclass(slots=True)
 class _SampleTable:
     fields: list[str] = field(default_factory=list)
     points: list[list[float]] = field(default_factory=list)
+    pools: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 def read_runs(output: OutputFolder, key: str = "output.path") -> list[RunRecord]:

@@ -12,6 +12,7 @@ from hfray.runs.liveness import ProcessMark
 from hfray.runs.record import RunRecord, Sample
 from hfray.runs.snapshot import Snapshot
 from hfray.runs.summary import RunState, Summary
+from hfray.runs.timeleft import Estimate
 
 BEAT_SECONDS = 5.0  # between two writes of the record
 MAX_SAMPLES = 400  # when there are more, every second sample is dropped
@@ -61,9 +62,10 @@ class RunRecorder:
         self._record.stage = stage
         self._settle(RunState.RUNNING, "")
 
-    def update(self, snapshot: Snapshot) -> None:
-        """Record the Monitor's latest snapshot."""
+    def update(self, snapshot: Snapshot, left: Estimate | None = None) -> None:
+        """Record the Monitor's latest snapshot, and the time left."""
         self._record.snapshot = snapshot
+        self._record.left, self._record.estimated = left, time.time()
         self._record.stage = "generating" if snapshot.workers_ready else "starting workers"
         self._sample(snapshot)
         self._settle(RunState.RUNNING, "")
@@ -81,6 +83,7 @@ class RunRecorder:
             running=snapshot.running,
             capacity=snapshot.capacity,
             workers_ready=snapshot.workers_ready,
+            pools={name: (pool.prompt_tokens, pool.generated_tokens) for name, pool in snapshot.pools.items()},
         )
         samples.append(sample)
         if len(samples) > MAX_SAMPLES:

@@ -139,14 +139,29 @@ def charts(contents: Contents, runs: list[Run]) -> dict[str, Markup]:
     over = course(runs)
     times, breaks = over.times, over.breaks
     if len(times) > 1:
-        pace = {"generated": over.generated_tokens, "prompts": over.prompt_tokens}
-        found["tokens"] = line_chart(times, pace, "Tokens per second over time", "tokens/s", breaks)
+        for kind, name, everything in ((1, "generated", over.generated_tokens), (0, "prompt", over.prompt_tokens)):
+            pools = {pool: columns[kind] for pool, columns in over.pools.items()}
+            label = f"{name.capitalize()} tokens per second over time"
+            found[name] = line_chart(times, top_series(pools) or {name: everything}, label, "tokens/s", breaks)
         found["rows"] = line_chart(times, {"rows": over.rows}, "Rows per second over time", "rows/s", breaks)
         share = {"occupancy": over.occupancy}
         found["occupancy"] = line_chart(times, share, "Occupancy of the engines over time", "percent", breaks, top=102)
         ready = {"workers": over.workers_ready}
         found["workers"] = line_chart(times, ready, "Workers ready over time", "workers", breaks, whole=True)
     return found
+
+
+def top_series(series: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """The series with the largest sums, as many as a chart has colours; the rest is summed up as "others"."""
+    from hfray.runs.charts import SERIES
+
+    order = sorted(series, key=lambda name: -sum(series[name]))
+    room = len(SERIES) - (len(order) > len(SERIES))
+    shown = {name: series[name] for name in order[:room]}
+    rest = [series[name] for name in order[room:]]
+    if rest:
+        shown["others"] = [sum(values, 0.0) for values in zip(*rest, strict=True)]
+    return shown
 
 
 # --- words -----------------------------------------------------------------------------------------------------

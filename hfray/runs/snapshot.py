@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, fields
 
+from hfray.runs.buckets import empty_buckets
+
 
 @dataclass(slots=True)
 class Totals:
     """Counters that only grow. Every field is summed over workers and is exported as a metric.
 
-    `prompt_tokens` and `generated_tokens` count the engine's own work. Rows that reuse the completion of an equal
+    `prompt_tokens` and `generated_tokens` count the engine's own work, as it is done: a prompt when its first token is
+    there, a generated token at its step; so they count rows that fail, are cancelled or run twice, too. Rows that reuse the completion of an equal
     prompt count in `shared_rows`, `saved_prompt_tokens` and `saved_tokens`. `prefix_tokens` are prompt tokens found in
     the prefix cache. `busy_seconds` is the time spent in the engine's steps.
     """
@@ -76,6 +79,9 @@ class Snapshot:
         running, capacity: rows in the engines, and rows that the engines can run at once.
         workers, workers_ready: workers seen so far, and workers with a loaded engine now.
         timeline: marks ("engine_ready", "first_row", ...) to `time.time()`.
+        max_new_tokens: the most tokens that any row so far may generate.
+        running_lengths, answer_lengths: rows in the engines, and finished rows, by bucket (`hfray.runs.buckets`) of
+            their generated tokens.
         cannot_start: why a worker cannot load its engine; None while no worker has that problem.
         unusable: whether the settings are the cause of `cannot_start`.
         per_worker, pools: by the worker's id, by the pool's name; `pools` is empty if there is one pool only.
@@ -87,6 +93,9 @@ class Snapshot:
     workers: int = 0
     workers_ready: int = 0
     deaths: int = 0
+    max_new_tokens: int = 0
+    running_lengths: list[int] = field(default_factory=empty_buckets)
+    answer_lengths: list[int] = field(default_factory=empty_buckets)
     timeline: dict[str, float] = field(default_factory=dict)
     cannot_start: str | None = None
     unusable: bool = False

@@ -12,11 +12,19 @@ from hfray.config.engine import STRICT
 from hfray.data.output import OutputFolder
 from hfray.errors import SettingsError
 from hfray.runs.contents import count_rows
-from hfray.runs.pace import TimeLeft
-from hfray.runs.record import RunRecord, read_runs
+from hfray.runs.record import RunRecord, Sample, read_runs
 from hfray.runs.recorder import BEAT_SECONDS
 from hfray.runs.summary import RunState
-from hfray.runs.words import coarse, duration, engine_words, pace_words, pool_words, precision_words
+from hfray.runs.timeleft import Estimate
+from hfray.runs.words import (
+    duration,
+    engine_words,
+    left_words,
+    pace_words,
+    pool_words,
+    precision_words,
+    token_words,
+)
 
 RATE_SECONDS = 60.0
 HEADLINES: dict[str, str] = {
@@ -137,7 +145,9 @@ def describe(status: Status) -> list[str]:
     precisions = record.snapshot.precisions
     if precisions:
         lines.append(f"computes in {precision_words(precisions)}")
-    lines += [f"pool {name}: {pool_words(pool)}" for name, pool in record.snapshot.pools.items()]
+    for name, pool in record.snapshot.pools.items():
+        pace = f"; now {token_words(*_pool_rates(record, name))}" if status.state == RunState.RUNNING else ""
+        lines.append(f"pool {name}: {pool_words(pool)}{pace}")
     if status.runs > 1:
         lines.append(f"{status.runs} runs so far")
     return lines
@@ -145,12 +155,10 @@ def describe(status: Status) -> list[str]:
 
 def _pace(record: RunRecord) -> list[str]:
     """Rates of the last minute, workers and time left of a run that lives."""
-    ready = [sample for sample in record.samples if sample.workers_ready]
-    if len(ready) < 2:
+    window = _last_minute(record)
+    if not window:
         return []
-    now, left = ready[-1], TimeLeft()
-    then = next(sample for sample in ready if now.time - sample.time <= RATE_SECONDS or sample is now)
-    seconds = max(now.time - then.time, 1e-3)
+    then, now, seconds = window
     rates = [
         max(0, after - before) / seconds
         for before, after in (
@@ -159,11 +167,35 @@ def _pace(record: RunRecord) -> list[str]:
             (then.generated_tokens, now.generated_tokens),
         )
     ]
-    remaining, found = record.summary.rows - record.summary.rows_done_before, None
-    for sample in ready:
-        found = left.update(sample.time, sample.rows, max(0, remaining - sample.rows))
     workers = len(record.snapshot.per_worker)
     parts = [pace_words(*rates), engine_words(now.workers_ready, workers, now.running, now.capacity)]
-    if found:
-        parts.append(f"{coarse(found)} left")
-    return ["  ".join(parts)]
+    parts.append(left_words(_left_now(record)))
+    return ["  ".join(filter(None, parts))]
+
+
+def _pool_rates(record: RunRecord, pool: str) -> tuple[float, float]:
+    """Prompt and generated tokens per second of a pool in the last minute."""
+    window = _last_minute(record)
+    if not window:
+        return 0.0, 0.0
+    then, now, seconds = window
+    pairs = zip(then.pools.get(pool, (0, 0)), now.pools.get(pool, (0, 0)), strict=True)
+    prompts, generated = (max(0, after - before) / seconds for before, after in pairs)
+    return prompts, generated
+
+
+def _last_minute(record: RunRecord) -> tuple[Sample, Sample, float] | None:
+    """The first and the last sample of the last minute with ready workers, and the seconds between them."""
+    ready = [sample for sample in record.samples if sample.workers_ready]
+    if len(ready) < 2:
+        return None
+    now = ready[-1]
+    then = next(sample for sample in ready if now.time - sample.time <= RATE_SECONDS or sample is now)
+    return then, now, max(now.time - then.time, 1e-3)
+
+
+def _left_now(record: RunRecord) -> Estimate | None:
+    """The run's own estimate, less the time since it was made."""
+    if record.left is None:
+        return None
+    return Estimate(max(0.0, record.left.seconds - (time.time() - record.estimated)), record.left.at_most)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from hfray.runs.snapshot import PoolCounts
+from hfray.runs.timeleft import Estimate
 
 LONGEST_TEXT = 4000  # characters of a prompt or an answer on a page
 
@@ -17,7 +18,12 @@ def moment(timestamp: float) -> str:
 
 def pace_words(rows: float, prompt_tokens: float, generated_tokens: float) -> str:
     """Rates per second in words."""
-    return f"{rows:,.1f} rows/s  {prompt_tokens:,.0f} tokens/s in, {generated_tokens:,.0f} out"
+    return f"{rows:,.1f} rows/s  {token_words(prompt_tokens, generated_tokens)}"
+
+
+def token_words(prompt_tokens: float, generated_tokens: float) -> str:
+    """Tokens per second in words."""
+    return f"{prompt_tokens:,.0f} tokens/s in, {generated_tokens:,.0f} out"
 
 
 def engine_words(ready: int, workers: int, running: int, capacity: int) -> str:
@@ -54,6 +60,13 @@ def coarse(seconds: float) -> str:
     if seconds < 600:
         return duration(seconds).removesuffix(" 0 s")
     return f"{seconds // 60} min" if seconds < 3600 else duration(seconds).removesuffix(" 0 min")
+
+
+def left_words(left: Estimate | None) -> str:
+    """The time left in words; empty if there is no estimate."""
+    if left is None:
+        return ""
+    return f"{'at most ' * left.at_most}{coarse(left.seconds)} left"
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from hfray.batch.monitor import MAX_FAILED_STARTS, Monitor
 from hfray.inference.stats import LoopStats
+from hfray.runs.buckets import empty_buckets
 from hfray.runs.snapshot import Totals
 
 
@@ -77,3 +78,28 @@ def test_pools_are_counted_separately():
     pools = monitor.snapshot().pools
     assert (pools["a"].workers, pools["a"].workers_ready, pools["a"].rows) == (1, 1, 4)
     assert (pools["b"].workers, pools["b"].workers_ready, pools["b"].rows, pools["b"].busy_share) == (1, 0, 0, None)
+
+
+def lengths(**rows: int) -> list[int]:
+    counts = empty_buckets()
+    for name, number in rows.items():
+        counts[int(name.removeprefix("at_"))] = number
+    return counts
+
+
+def test_the_lengths_of_answers_outlive_a_process_and_those_of_running_rows_do_not():
+    monitor = started()
+    stats = LoopStats(max_new_tokens=64, answer_lengths=lengths(at_3=2), running_lengths=lengths(at_5=1))
+    monitor.report("w", stats)
+    now = monitor.snapshot()
+    assert (now.answer_lengths, now.running_lengths, now.max_new_tokens) == (lengths(at_3=2), lengths(at_5=1), 64)
+    monitor.died("w", 1)
+    assert monitor.snapshot().running_lengths == lengths()
+    monitor.starting("w", "n1", 2)
+    monitor.ready("w", 1.0, 8)
+    monitor.starting("v", "n1", 3)
+    monitor.ready("v", 1.0, 8)
+    monitor.report("w", LoopStats(answer_lengths=lengths(at_3=1), running_lengths=lengths(at_2=1)))
+    monitor.report("v", LoopStats(answer_lengths=lengths(at_4=1), running_lengths=lengths(at_2=2)))
+    now = monitor.snapshot()
+    assert (now.answer_lengths, now.running_lengths) == (lengths(at_3=3, at_4=1), lengths(at_2=3))

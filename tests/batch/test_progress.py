@@ -1,9 +1,7 @@
 """Progress: the display of a running job, and its metrics for Prometheus."""
 
 import io
-import itertools
 import json
-import random
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +12,12 @@ from rich.console import Console
 from hfray.batch.metrics import COUNTERS, GAUGES
 from hfray.batch.progress import RunProgress
 from hfray.inference.stats import LoopStats
-from hfray.runs.pace import Pace, TimeLeft
+from hfray.runs.pace import Pace
 from hfray.runs.snapshot import COUNTER_NAMES, Snapshot, Totals
+from hfray.runs.timeleft import Estimate
 from hfray.runs.words import coarse, duration, occupancy
 
+NOT_METRICS = {"last_full", "max_new_tokens", "running_lengths", "answer_lengths"}
 DASHBOARD = Path(__file__).parents[2] / "k8s" / "grafana-dashboard.json"
 
 
@@ -48,43 +48,13 @@ def test_a_counter_that_falls_gives_no_negative_rate():
     assert pace.add(1, 60) == (0.0,)
 
 
-def test_time_left_settles_though_rows_come_in_bursts():
-    """Bursts of 64 rows every 16 s on average, 4 rows/s: the expected end moves little once a third is done."""
-    chance, left, ends, rows, burst = random.Random(1), TimeLeft(), [], 0, 10.0
-    for second in range(1000):
-        if second >= burst:
-            rows, burst = rows + 64, burst + chance.uniform(4, 28)
-        if rows >= 3000:
-            break
-        seconds = left.update(float(second), rows, 3000 - rows)
-        if seconds is not None and second > 250:
-            ends.append(second + seconds)
-    assert max(ends) < 1.3 * min(ends)
-    assert max(abs(b - a) for a, b in itertools.pairwise(ends)) < 30  # the largest change between two seconds
-
-
-def test_a_stall_does_not_make_the_time_left_endless():
-    left = TimeLeft()
-    for second in range(100):
-        seconds = left.update(float(second), 4 * second, 1000 - 4 * second)
-    for second in range(100, 160):
-        stalled = left.update(float(second), 400, 600)
-    assert seconds < stalled < 4 * seconds
-
-
-def test_no_time_left_before_it_can_be_estimated():
-    left = TimeLeft()
-    assert left.update(0.0, 0, 100) is None
-    assert left.update(5.0, 90, 10) is None
-    assert left.update(15.0, 90, 10) is not None
-
-
 def test_plain_lines_in_a_log(capsys):
     clock = Clock()
     with RunProgress(1000, 100, Console(file=io.StringIO()), clock) as progress:
         for second in range(0, 41):
             clock.now = float(second)
-            progress.update(snapshot(rows=5 * second, failed=1, prompts=100 * second, generated=50 * second))
+            now = snapshot(rows=5 * second, failed=1, prompts=100 * second, generated=50 * second)
+            progress.update(now, Estimate(180.0 - second))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     last = lines[-1]
@@ -98,14 +68,15 @@ def test_live_lines_on_a_terminal(capsys):
     with RunProgress(1000, 0, console, clock) as progress:
         for second in (0, 20, 40):
             clock.now = float(second)
-            progress.update(snapshot(rows=10 * second, generated=50 * second, ready=2, workers=3, deaths=1))
+            now = snapshot(rows=10 * second, generated=50 * second, ready=2, workers=3, deaths=1)
+            progress.update(now, Estimate(100.0 - second, at_most=True))
         progress._live.refresh()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert "400 of 1,000 rows" in text
     assert "10.0 rows/s" in text
     assert "2 of 3 workers" in text
     assert "1 worker replaced" in text
-    assert "1 min left" in text
+    assert "at most 1 min left" in text
     assert capsys.readouterr().err == ""
 
 
@@ -154,7 +125,7 @@ def exported() -> set[str]:
 
 def test_every_counter_of_an_engine_is_a_metric():
     assert tuple(sorted(COUNTERS)) == tuple(sorted(COUNTER_NAMES))
-    assert COUNTERS.keys() | GAUGES.keys() == {field.name for field in fields(LoopStats)} - {"last_full"}
+    assert COUNTERS.keys() | GAUGES.keys() == {field.name for field in fields(LoopStats)} - NOT_METRICS
 
 
 def test_the_dashboard_asks_for_metrics_that_exist():
@@ -177,7 +148,8 @@ def test_counters_are_exported_as_increments(monkeypatch):
             self.name, self.tag_keys = name, tag_keys
 
         def set_default_tags(self, tags):
-            assert set(tags) == set(self.tag_keys) == {"model"}
+            assert tags == {"model": "org/model", "pool": "gpu"}
+            assert set(tags) == set(self.tag_keys)
 
         def inc(self, value):
             exported_values.append((self.name, value))
@@ -187,7 +159,7 @@ def test_counters_are_exported_as_increments(monkeypatch):
 
     monkeypatch.setattr(metrics, "Counter", Recorder)
     monkeypatch.setattr(metrics, "Gauge", Recorder)
-    worker = WorkerMetrics("org/model")
+    worker = WorkerMetrics("org/model", "gpu")
     worker.update(LoopStats(rows=3, running=2))
     worker.update(LoopStats(rows=3, running=1))
     worker.update(LoopStats(rows=10, running=0))

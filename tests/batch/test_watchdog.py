@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from hfray.batch.watchdog import Watchdog
+from hfray.batch.watchdog import Reporter, Watchdog
 from hfray.inference.stats import LoopStats
 
 
@@ -39,6 +39,13 @@ def test_an_engine_without_a_step_for_too_long_ends_the_process():
 
 def test_the_loop_learns_that_no_more_rows_come():
     assert beat(stalled=0.0, all_begun=True)[0].at_end
+
+
+def test_the_loop_reports_once_a_second_however_many_steps_it_makes():
+    reports, seconds = [], iter([0.0, 0.4, 0.9, 1.1, 1.5, 2.0, 2.2])
+    reporter = Reporter(lambda: reports.append(1), clock=lambda: next(seconds))
+    counts = [(reporter.after_step(), len(reports))[1] for _ in range(6)]
+    assert counts == [0, 0, 1, 1, 1, 2]
 
 
 FREEZE = """

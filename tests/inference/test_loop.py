@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
+from collections import Counter
 
 import pytest
 
@@ -37,6 +39,18 @@ class Held(FakeEngine):
         super().cancel(request_id)
 
 
+class Observed(FakeEngine):
+    """A fake engine that keeps the loop's counters as they are before each step."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.loop, self.seen = None, []
+
+    def step(self):
+        self.seen.append(copy.deepcopy(self.loop.stats))
+        return super().step()
+
+
 @pytest.fixture
 def held():
     engine = Held(tokens_per_step=4, capacity=4)
@@ -59,6 +73,67 @@ def test_completions_are_in_the_prompts_order_and_counted(loop):
     assert loop.stats.rows == 2 * len(PROMPTS)
     assert loop.stats.generated_tokens == 2 * sum(c.num_generated_tokens for c in completions)
     assert loop.stats.steps > 0
+
+
+def test_counters_grow_with_every_step_not_when_rows_finish():
+    """They used to jump when a row finished: a chart showed no token for a minute, and then all of them in a second."""
+    engine = Observed(tokens_per_step=4, capacity=1, context_length=128)
+    engine.loop = loop = EngineLoop(engine)
+    first, second = (loop.submit(prompt, PARAMS) for prompt in PROMPTS[:2])
+    lengths = [handle.result(timeout=60).num_generated_tokens for handle in (first, second)]
+    loop.close()
+    steps, size = -(-lengths[0] // 4), len(PROMPTS[0].text)
+    seen = engine.seen[: steps + 1]
+    assert [stats.generated_tokens for stats in seen] == [min(4 * step, lengths[0]) for step in range(steps + 1)]
+    assert [stats.prompt_tokens for stats in seen] == [0] + [size] * steps
+    assert [stats.rows for stats in seen] == [0] * steps + [1]
+    assert (loop.stats.generated_tokens, loop.stats.prompt_tokens) == (sum(lengths), 2 * size)
+
+
+def test_lengths_of_running_and_finished_rows():
+    engine = Observed(tokens_per_step=4, capacity=2, context_length=128, fail_on="2")
+    engine.loop = loop = EngineLoop(engine)
+    handles = [loop.submit(prompt, PARAMS) for prompt in PROMPTS[:4]]
+    completions = [handle.result(timeout=60) for handle in handles]
+    loop.close()
+    running = [stats.running_lengths for stats in engine.seen]
+    assert any(lengths[8] for lengths in running)
+    assert max(map(sum, running)) <= 4
+    assert engine.seen[-1].max_new_tokens == PARAMS.max_new_tokens
+    assert sum(loop.stats.running_lengths) == 0
+    expected = Counter(completion.num_generated_tokens for completion in completions)
+    assert Counter({i: n for i, n in enumerate(loop.stats.answer_lengths) if n}) == expected
+    assert expected[0] == 1
+
+
+def test_rows_that_need_no_engine_have_answers_without_a_token(loop):
+    shared = [loop.submit(PROMPTS[0], PARAMS, share=True) for _ in range(3)]
+    assert all(handle.result(timeout=60).text for handle in shared)
+    loop.refuse("no such column")
+    loop.generate(PROMPTS[1:2], PARAMS)
+    assert loop.stats.answer_lengths[0] == 3
+    assert sum(loop.stats.answer_lengths) == loop.stats.rows == 5
+
+
+def test_the_loop_calls_back_after_every_step(loop):
+    calls = []
+    loop.after_step = lambda: calls.append(loop.stats.generated_tokens)
+    loop.generate(PROMPTS[:1], PARAMS)
+    loop.close()
+    assert len(calls) == loop.stats.steps
+    assert calls == sorted(calls)
+    assert calls[-1] == loop.stats.generated_tokens
+
+
+def test_a_cancelled_row_is_not_running(held):
+    loop, engine = held
+    first, second = loop.submit(PROMPTS[0], PARAMS), loop.submit(PROMPTS[1], PARAMS)
+    second.cancel()
+    engine.go.set()
+    assert first.result(timeout=60).text
+    loop.generate(PROMPTS[2:3], PARAMS)
+    assert sum(loop.stats.running_lengths) == 0
+    assert sum(loop.stats.answer_lengths) == 2
 
 
 def test_a_prompt_that_can_never_run_gets_a_finished_handle(loop):

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from hfray.data.output import OutputFolder
-from hfray.runs.history import STAGES, course, load_runs, pools, stage_seconds, tail_seconds, workers
+from hfray.runs.history import STAGES, Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
+from hfray.runs.record import RunRecord, Sample
 from hfray.runs.snapshot import PoolCounts
 from tests.folders import write_run
 
@@ -62,3 +63,23 @@ def test_the_course_joins_the_runs_without_the_pause(runs):
     assert found.times[-1] == pytest.approx(100, abs=0.1)
     assert set(found.occupancy) == {50}
     assert course([]).times == []
+    assert found.pools == {}
+
+
+def test_the_course_follows_the_counters_of_each_pool():
+    """A wave of rows: no row finishes for 50 s, and the tokens of both pools grow all the time."""
+    samples = [
+        Sample(
+            time=float(second),
+            rows=0 if second < 50 else 64,
+            prompt_tokens=30 * second,
+            generated_tokens=100 * second,
+            pools={"cpu": (10 * second, 40 * second)} | ({"gpu": (20 * second, 60 * second)} if second else {}),
+        )
+        for second in range(51)
+    ]
+    found = course([Run("a", "finished", 0.0, 50.0, 50.0, 64, 0, 5000, "", RunRecord(samples=samples))])
+    assert found.generated_tokens == pytest.approx([100] * len(found.times))
+    assert found.prompt_tokens == pytest.approx([30] * len(found.times))
+    assert found.pools["cpu"] == (pytest.approx([10] * len(found.times)), pytest.approx([40] * len(found.times)))
+    assert found.pools["gpu"] == (pytest.approx([20] * len(found.times)), pytest.approx([60] * len(found.times)))

@@ -1,8 +1,6 @@
-"""Rates over a window, and the time left. The tests give the times."""
+"""Rates over a window. The tests give the times."""
 
-import pytest
-
-from hfray.runs.pace import MIN_ROWS, MIN_SECONDS, Pace, TimeLeft
+from hfray.runs.pace import Pace
 
 
 def test_rates_are_averages_over_the_window():
@@ -17,17 +15,3 @@ def test_a_counter_that_falls_gives_no_negative_rate():
     pace = Pace(window=10)
     pace.add(0, 100)
     assert pace.add(1, 90) == (0,)
-
-
-def test_there_is_no_time_left_before_there_is_enough_to_estimate_from():
-    left = TimeLeft()
-    assert left.update(0, 0, 100) is None
-    assert left.update(MIN_SECONDS / 2, MIN_ROWS, 92) is None
-    assert left.update(MIN_SECONDS, MIN_ROWS - 1, 93) is None
-
-
-def test_a_steady_run_gets_a_steady_estimate():
-    left = TimeLeft()
-    for second in range(100):
-        seconds = left.update(second, 2 * second, 1000 - 2 * second)
-    assert seconds == pytest.approx((1000 - 198) / 2, rel=0.05)

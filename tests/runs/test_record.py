@@ -12,6 +12,7 @@ from hfray.data.output import OutputFolder, PartReport
 from hfray.runs.record import NOW_FIELDS, RunRecord, Sample, read_runs, state_of
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 from hfray.runs.summary import RunState, Summary
+from hfray.runs.timeleft import Estimate
 from tests.folders import GONE, write_run
 
 # The record of a finished run as version 0.1.0 wrote it.
@@ -112,6 +113,7 @@ def test_unknown_and_missing_keys():
         ({"workers": {"w": {"rows": None}}}, "w.rows"),
         ({"samples": {"fields": ["rows"], "points": [["x"]]}}, "points"),
         ({"now": {"running": "fast"}}, "running"),
+        ({"left": {"seconds": "soon"}}, "seconds"),
     ],
 )
 def test_values_of_wrong_types_are_errors(values, message):
@@ -132,10 +134,12 @@ def test_a_record_is_read_back_as_it_was_written():
         pools={"a": PoolCounts(workers=1, rows=3, busy_share=0.5)},
     )
     record = RunRecord("cccc", "here", 5, started=1.0, stage="generating", summary=summary, snapshot=snapshot)
-    record.samples = [Sample(3.0, 3, running=2, capacity=8, workers_ready=1)]
+    record.samples = [Sample(2.0, 3), Sample(3.0, 3, running=2, capacity=8, workers_ready=1, pools={"a": (7, 9)})]
+    record.left, record.estimated = Estimate(12.5, at_most=True), 3.0
     copy = RunRecord.from_json(json.loads(json.dumps(record.to_json())))
     assert copy.snapshot == replace(snapshot, timeline={})
-    assert copy.samples == record.samples
+    assert copy.samples == [replace(record.samples[0], pools={"a": (0, 0)}), record.samples[1]]
+    assert (copy.left, copy.estimated) == (record.left, 3.0)
     assert copy.summary.timeline == {"command": 1.0, "engine_ready": 2.0}
     assert copy.to_json() == record.to_json()
     assert set(NOW_FIELDS) == copy.to_json()["now"].keys()

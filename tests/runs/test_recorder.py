@@ -1,14 +1,16 @@
 """The record on disk is kept up to date during the run."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from hfray.data.output import OutputFolder
 from hfray.runs.record import read_runs
 from hfray.runs.recorder import MAX_SAMPLES, RunRecorder
-from hfray.runs.snapshot import Snapshot
+from hfray.runs.snapshot import PoolCounts, Snapshot
 from hfray.runs.summary import RunState, Summary
+from hfray.runs.timeleft import Estimate
 from tests.folders import snapshot
 
 
@@ -33,6 +35,19 @@ def test_the_record_is_written_while_the_run_lives(output, monkeypatch):
         recorder.update(snapshot(7))
     (run,) = read_runs(output)
     assert (run.state, run.stage, run.snapshot.totals.rows) == ("finished", "generating", 7)
+
+
+def test_the_record_has_the_time_left_and_the_tokens_of_each_pool(output):
+    pools = {"cpu": PoolCounts(prompt_tokens=3, generated_tokens=4)}
+    with RunRecorder(output, "aaaa", summary()) as recorder:
+        recorder.update(replace(snapshot(7), pools=pools), Estimate(30.0))
+        recorder._write()
+        (run,) = read_runs(output)
+        assert run.left == Estimate(30.0)
+        assert run.samples[-1].pools == {"cpu": (3, 4)}
+        recorder.update(snapshot(9))
+    (run,) = read_runs(output)
+    assert run.left is None
 
 
 def test_the_record_stays_small(output):

@@ -18,7 +18,7 @@ from hfray.data.output import OutputFolder
 from hfray.errors import ExitCode
 from hfray.runs.contents import Lengths, count_rows, group_name, read_contents
 from hfray.runs.history import course, load_runs, stage_seconds, tail_seconds
-from hfray.runs.report import flat, report_page, shorten, write_report
+from hfray.runs.report import flat, report_page, shorten, top_series, write_report
 from hfray.runs.status import describe, read_status
 from hfray.runs.words import cut
 from tests.conftest import batch_settings
@@ -155,9 +155,23 @@ def test_the_page_is_self_contained_and_escaped(resumed):
     assert "max_new_tokens" in page
     assert "stopped without a message" in page
     assert "100</b>" in page
-    assert page.count("<svg") == 6
-    assert not re.search(r"#0102\d\d", page)  # every colour became a variable
+    assert page.count("<svg") == 7
+    assert not re.search(r"#0102[0-9a-f]{2}", page)  # every colour became a variable
     assert "worker hours at 3.6" in page
+
+
+def test_a_chart_shows_every_pool_and_sums_up_the_smallest():
+    pools = {f"pool{n}": [float(n), float(n)] for n in range(9)}
+    assert top_series({"a": [1.0, 2.0], "b": [5.0, 5.0]}) == {"b": [5.0, 5.0], "a": [1.0, 2.0]}
+    assert list(top_series(pools)) == ["pool8", "pool7", "pool6", "pool5", "pool4", "others"]
+    assert top_series(pools)["others"] == [6.0, 6.0]
+
+
+@pytest.mark.parametrize(("tiles", "columns"), [(4, 4), (6, 6), (7, 4), (8, 4), (9, 5)])
+def test_the_tiles_of_the_headline_fill_their_rows(tiles, columns, resumed, monkeypatch):
+    """Seven tiles used to be six in a row and one alone in the next."""
+    monkeypatch.setattr("hfray.runs.report.headline", lambda *_: [("1", "name", "remark")] * tiles)
+    assert f'<section class="figures" style="--columns: {columns}">' in report_page(OutputFolder(str(resumed)))
 
 
 def test_a_folder_with_nothing_in_it_has_a_page(tmp_path):

@@ -31,6 +31,29 @@ def test_a_run_that_lives(tmp_path):
     assert third.startswith("2.0 rows/s  20 tokens/s in, 4 out  1 worker  engines 50% full")
 
 
+def test_the_time_left_is_the_estimate_of_the_run_itself(tmp_path):
+    record = {"left": {"seconds": 100.0, "at_most": False}, "estimated": time.time() - 40, "updated": time.time()}
+    write_run(tmp_path, "aaaa", 100, ended=False, ago=60, **ME | record)
+    assert lines(tmp_path)[2].endswith("engines 50% full  1 min left")
+    record["left"]["at_most"] = True
+    write_run(tmp_path, "aaaa", 100, ended=False, ago=60, **ME | record)
+    assert lines(tmp_path)[2].endswith("engines 50% full  at most 1 min left")
+
+
+def test_the_tokens_per_second_of_each_pool(tmp_path):
+    """They come from the engines' counters, so they are there before any row is finished."""
+    fields = ["time", "rows", "prompt_tokens", "generated_tokens", "running", "capacity", "workers_ready"]
+    points = [[1000.0 + second, 0, 30 * second, 100 * second, 8, 8, 2] for second in (0, 30)]
+    pools = {"cpu": [[0, 0], [300, 1200]], "gpu": [[0, 0], [600, 1800]]}
+    counted = {name: {"workers": 1, "prompt_tokens": p, "generated_tokens": g} for name, (_, (p, g)) in pools.items()}
+    samples = {"fields": fields, "points": points, "pools": pools}
+    write_run(tmp_path, "aaaa", 100, ended=False, ago=60, **ME, samples=samples, pools=counted)
+    told = lines(tmp_path)
+    assert told[2].startswith("0.0 rows/s  30 tokens/s in, 100 out")
+    assert told[3] == "pool cpu: 1 worker, 0 rows, 300 tokens in, 1,200 out; now 10 tokens/s in, 40 out"
+    assert told[4] == "pool gpu: 1 worker, 0 rows, 600 tokens in, 1,800 out; now 20 tokens/s in, 60 out"
+
+
 def test_a_run_that_lives_and_tells_nothing(tmp_path):
     write_run(tmp_path, "aaaa", 100, ended=False, ago=600, **ME)
     assert "has reported nothing for 9 min" in lines(tmp_path)[0]

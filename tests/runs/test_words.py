@@ -3,7 +3,20 @@
 import pytest
 
 from hfray.runs.snapshot import PoolCounts
-from hfray.runs.words import coarse, cut, duration, engine_words, moment, occupancy, pace_words, pool_words, rate, size
+from hfray.runs.timeleft import Estimate
+from hfray.runs.words import (
+    coarse,
+    cut,
+    duration,
+    engine_words,
+    left_words,
+    moment,
+    occupancy,
+    pace_words,
+    pool_words,
+    rate,
+    size,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +65,9 @@ def test_pools():
 def test_a_long_text_loses_its_middle():
     assert cut("short") == "short"
     assert cut("a" * 10 + "b" * 10 + "c" * 10, 20) == "a" * 10 + "\n[… 10 characters left out …]\n" + "c" * 10
+
+
+def test_the_time_left_in_words():
+    assert left_words(None) == ""
+    assert left_words(Estimate(92.0)) == "1 min 30 s left"
+    assert left_words(Estimate(92.0, at_most=True)) == "at most 1 min 30 s left"
