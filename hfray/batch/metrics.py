@@ -6,6 +6,7 @@ add two tags, the model and the pool. A tag with many values, such as a row id, 
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from hfray.inference.stats import LoopStats
@@ -50,14 +51,16 @@ class WorkerMetrics:
         self._counters = {field: _tagged(Counter, *named, tags) for field, named in COUNTERS.items()}
         self._gauges = {field: _tagged(Gauge, *named, tags) for field, named in GAUGES.items()}
         self._exported = dict.fromkeys(COUNTERS, 0.0)
+        self._lock = threading.Lock()
 
     def update(self, stats: LoopStats) -> None:
-        """Export what has changed since the last call."""
-        for field, counter in self._counters.items():
-            value = getattr(stats, field)
-            if value > self._exported[field]:
-                counter.inc(value - self._exported[field])
-                self._exported[field] = value
+        """Export what has changed since the last call. Safe to call from several threads."""
+        with self._lock:
+            for field, counter in self._counters.items():
+                value = getattr(stats, field)
+                if value > self._exported[field]:
+                    counter.inc(value - self._exported[field])
+                    self._exported[field] = value
         for field, gauge in self._gauges.items():
             gauge.set(getattr(stats, field))
 

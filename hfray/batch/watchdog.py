@@ -36,12 +36,19 @@ class Reporter:
     """Reports from the engine loop's thread, at most once in HEARTBEAT_SECONDS.
 
     Args:
-        report: sends the counters; returns at once.
+        report: sends the counters to the Monitor, and does not wait.
+        update_metrics: exports the counters.
         clock: gives the seconds; tests pass their own.
     """
 
-    def __init__(self, report: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._report, self._clock = report, clock
+    def __init__(
+        self,
+        loop: WatchedLoop,
+        report: Callable[[LoopStats], object],
+        update_metrics: Callable[[LoopStats], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._loop, self._report, self._update_metrics, self._clock = loop, report, update_metrics, clock
         self._last = clock()
 
     def after_step(self) -> None:
@@ -49,7 +56,8 @@ class Reporter:
         now = self._clock()
         if now - self._last >= HEARTBEAT_SECONDS:
             self._last = now
-            self._report()
+            self._report(self._loop.stats)
+            self._update_metrics(self._loop.stats)
 
 
 class Watchdog:

@@ -60,11 +60,14 @@ class BatchWorker:
         self._isolation = Isolation(worker.answer, lambda ids: monitor.run_alone.remote(self._name, list(ids)))
         engine, seconds = worker.loop.engine, time.monotonic() - started
         ray.get(monitor.ready.remote(self._name, seconds, engine.capacity, engine.precision))
-        worker.loop.after_step = Reporter(self._report).after_step
+        metrics = WorkerMetrics(settings.model.source, pool)
+        worker.loop.after_step = Reporter(
+            worker.loop, report=lambda stats: monitor.report.remote(self._name, stats), update_metrics=metrics.update
+        ).after_step
         Watchdog(
             worker.loop,
             report=lambda stats: ray.get(monitor.report.remote(self._name, stats)),
-            update_metrics=WorkerMetrics(settings.model.source, pool).update,
+            update_metrics=metrics.update,
             step_timeout=workers_of(settings).step_timeout,
             end_process=_end_process,
         ).start()
@@ -90,13 +93,8 @@ class BatchWorker:
         rows = records.python_rows(block.select(self._columns) if self._columns else block)
         prompts, completions = await self._isolation.answer(row_ids, rows, block["error"].to_pylist(), deaths)
         self._monitor.finish.remote(self._name, key)
-        self._report()
+        self._monitor.report.remote(self._name, self._worker.loop.stats)
         return records.answered(block, prompts, completions)
-
-    def _report(self) -> None:
-        """Send the counters to the Monitor, without waiting."""
-        if self._worker is not None:
-            self._monitor.report.remote(self._name, self._worker.loop.stats)
 
 
 def _collect_garbage_rarely() -> None:

@@ -42,10 +42,11 @@ def test_the_loop_learns_that_no_more_rows_come():
 
 
 def test_the_loop_reports_once_a_second_however_many_steps_it_makes():
-    reports, seconds = [], iter([0.0, 0.4, 0.9, 1.1, 1.5, 2.0, 2.2])
-    reporter = Reporter(lambda: reports.append(1), clock=lambda: next(seconds))
+    reports, exported, seconds = [], [], iter([0.0, 0.4, 0.9, 1.1, 1.5, 2.0, 2.2])
+    reporter = Reporter(FakeLoop(0.0), reports.append, exported.append, clock=lambda: next(seconds))
     counts = [(reporter.after_step(), len(reports))[1] for _ in range(6)]
     assert counts == [0, 0, 1, 1, 1, 2]
+    assert exported == reports
 
 
 FREEZE = """
