@@ -8,7 +8,7 @@ import numpy as np
 
 PIECE_SECONDS, PIECES = 2.0, 100  # the run is cut into pieces of this length, or of a hundredth of the run
 PRIOR = 0.1  # pieces that the expectation weighs
-PROMPT_TOKEN = 1.0  # a prompt token's work, in generated tokens: a prompt is computed at once
+PROMPT_TOKEN = 1.0  # a prompt token's work, in generated tokens
 ADVANCE = 0.5  # expected cost of a step as such, in the cost of its tokens
 
 
@@ -18,7 +18,7 @@ class Work:
 
     Attributes:
         advance: tokens by which a row grew that was running all the time.
-        tokens: the tokens of all rows; a prompt token counts less than a generated one.
+        tokens: the tokens of all rows; a prompt token counts as PROMPT_TOKEN generated ones.
     """
 
     time: float = 0.0
