@@ -67,7 +67,7 @@ def simulate(
         f"{length} row {i} {FAIL if fails[i] else ''}".ljust(prompt_tokens) for i, length in enumerate(lengths)
     )
     monitor.starting("w", "node", 1)
-    monitor.ready("w", 1.0, capacity)
+    monitor.ready("w", 1.0, capacity, "fp32")
     turned = threading.Event()
 
     def turn() -> None:
