@@ -112,6 +112,23 @@ def test_foreign_files_are_listed_and_a_file_in_place_of_the_folder_is_named(out
         OutputFolder(str(tmp_path / "out" / "notes.txt")).prepare()
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    """A file where the parent folder should be: no user may write there, root included."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"output\.path=.*file/out: is not writable .* Use a writable folder"):
+        OutputFolder(str(tmp_path / "file" / "out")).prepare()
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path):
+    """A file where the folder should be: root, too, cannot list it."""
+    (tmp_path / "out").touch()
+    for list_files in (OutputFolder.parts, OutputFolder.foreign_files):
+        with pytest.raises(
+            SettingsError, match=r"output\.path=.*out: cannot be read .* Use a folder that you can read"
+        ):
+            list_files(OutputFolder(str(tmp_path / "out")))
+
+
 @pytest.mark.parametrize("name", [".DS_Store", "_SUCCESS", "._part-a-00000.parquet", ".git"])
 def test_hidden_files_of_other_tools_do_not_matter_and_stay(output, tmp_path, name):
     hidden = tmp_path / "out" / name
