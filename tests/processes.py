@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 WAIT_SECONDS = 180
+MARK = "HFRAY_TEST_JOB"  # an environment variable: every process of a job has the job's value
 
 
 def named(parent: int, name: str) -> list[psutil.Process]:
@@ -36,6 +37,16 @@ def open_ports(parent: int) -> set[tuple[str, int]]:
             for connection in process.net_connections("inet"):
                 if connection.status == psutil.CONN_LISTEN:
                     found.add((connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port))
+    return found
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """All living processes with this mark in their environment, also those with another parent."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -66,7 +67,12 @@ def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
 
 
 def _start(ray: Any, settings: BatchSettings | ServeSettings) -> None:
-    """Call `ray.init`. Raises SettingsError if the address cannot be reached, or if RAY_TMPDIR cannot be used."""
+    """Call `ray.init`.
+
+    Raises:
+        SettingsError: the address cannot be reached, or RAY_TMPDIR cannot be used.
+        RuntimeError: Ray does not start.
+    """
     level = logging.INFO if settings.verbose else logging.ERROR
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
@@ -85,24 +91,33 @@ def _start(ray: Any, settings: BatchSettings | ServeSettings) -> None:
             f"ray.address={address}: cannot be reached ({str(error).splitlines()[0]}). Check the address; a cluster with "
             "token authentication needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
         ) from error
+    except Exception as error:
+        if type(error) is not Exception:  # a mistake in the program keeps its traceback
+            raise
+        raise RuntimeError(f"Ray does not start: {error}") from error  # a process of Ray was too slow or died
 
 
 @contextlib.contextmanager
 def _signals_kept(ray: Any) -> Iterator[None]:
-    """Keep our signal handlers, and start Ray's processes with SIGHUP blocked.
+    """Keep our signal handlers, and start Ray's processes in process groups of their own, with SIGHUP blocked.
 
     `ray.init` installs handlers of SIGTERM that end this process at once: two in Python, and later one in C++, which
-    this function replaces again at the end. A closed terminal sends SIGHUP to all processes of the command, and Ray's
-    processes must live until the answers are written.
+    this function replaces again at the end. A terminal, `timeout` and job schedulers send signals to the whole process
+    group of the command, a closed terminal SIGHUP to all of its processes; Ray's processes must live until the answers
+    are written.
     """
     utils, in_main = ray._private.utils, threading.current_thread() is threading.main_thread()
+    services = ray._private.services
+    popen = services.ConsolePopen  # starts each of Ray's processes
     handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     install, blocked = utils.set_sigterm_handler, signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     utils.set_sigterm_handler = lambda handler: None
+    services.ConsolePopen = functools.partial(popen, process_group=0)
     try:
         yield
     finally:
         utils.set_sigterm_handler = install
+        services.ConsolePopen = popen
         for number, handler in handlers.items():
             if in_main and handler is not None:
                 signal.signal(number, handler)

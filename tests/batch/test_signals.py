@@ -19,10 +19,9 @@ import pytest
 from hfray.cluster.connection import connected
 from tests.batch.running import QUICK, rows_of, run_fake, table
 from tests.conftest import batch_settings
-from tests.processes import WAIT_SECONDS, Hold, named, wait_for_file
+from tests.processes import MARK, WAIT_SECONDS, Hold, marked, named, wait_for_file
 
 pytestmark = pytest.mark.ray
-MARK = "HFRAY_TEST_JOB"
 
 
 class StoppedJob:
@@ -40,16 +39,12 @@ class StoppedJob:
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {MARK: self.mark},
+            process_group=0,
         )
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes of the job, also those with another parent."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        """All living processes of the job."""
+        return marked(self.mark)
 
     def check_end(self) -> None:
         """Check the exit code, the record of the run, and that no process is left."""
@@ -77,21 +72,22 @@ def stopped_job(tmp_path: Path, *overrides: str) -> Iterator[StoppedJob]:
 
 
 @pytest.mark.parametrize(
-    "signals",
+    ("signals", "send"),
     [
-        [signal.SIGINT, signal.SIGINT, signal.SIGINT],
-        [signal.SIGHUP],
-        [signal.SIGTERM, signal.SIGHUP],
+        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], os.kill),
+        ([signal.SIGHUP], os.kill),
+        ([signal.SIGTERM, signal.SIGHUP], os.kill),
+        ([signal.SIGTERM], os.killpg),  # to all processes of the group, as `timeout` and job schedulers send it
     ],
 )
-def test_the_answers_are_kept_and_no_process_is_left(signals, tmp_path, shared_ray):
+def test_the_answers_are_kept_and_no_process_is_left(signals, send, tmp_path, shared_ray):
     hold = Hold(tmp_path, 32)
     held = ["backend.batch_size=16", "workers.rows_per_block=16", "output.flush_seconds=3600", *hold.overrides]
     with stopped_job(tmp_path, *held) as job:
         hold.wait(1, job.process)
         time.sleep(2)  # answered blocks are on their way to the driver; none is written before the end
         for number in signals:
-            job.process.send_signal(number)
+            send(job.process.pid, number)
             time.sleep(0.3)
         job.check_end()
     done = len(rows_of(job.output))
@@ -112,14 +108,21 @@ def test_a_closed_terminal_stops_the_job_and_not_its_ray(tmp_path):
     assert rows_of(job.output)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])  # Ray handles SIGTERM, the system sends SIGHUP
-def test_a_signal_while_ray_starts(sent, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "send", "started"),
+    [
+        (signal.SIGTERM, os.kill, "gcs_server"),  # Ray handles SIGTERM
+        (signal.SIGHUP, os.kill, "gcs_server"),  # the system sends SIGHUP
+        (signal.SIGTERM, os.killpg, "raylet/raylet"),  # late in `ray.init`
+    ],
+)
+def test_a_signal_while_ray_starts(sent, send, started, tmp_path):
     with stopped_job(tmp_path) as job:
         deadline = time.monotonic() + WAIT_SECONDS
-        while not named(job.process.pid, "gcs_server"):
+        while not named(job.process.pid, started):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        job.process.send_signal(sent)
+        send(job.process.pid, sent)
         job.check_end()
 
 
