@@ -38,7 +38,23 @@ def is_local(settings: BatchSettings | ServeSettings) -> bool:
 
 @contextlib.contextmanager
 def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
-    """Ray, started or joined; the only caller of `ray.init`. A connection that exists already stays open.
+    """Ray, started or joined as by `connect`; closed at the end, unless it was connected before. Raises SettingsError."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        yield ray
+        return
+    try:
+        with interrupts.deferred():  # an interrupted `ray.init` leaves processes that nobody stops
+            ray = connect(settings)
+        yield ray
+    finally:
+        with interrupts.deferred():
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+
+
+def connect(settings: BatchSettings | ServeSettings) -> Any:
+    """Ray, started or joined unless this process is connected already; the only caller of `ray.init`.
 
     Only this user of this machine can reach a Ray that is started here.
 
@@ -47,8 +63,7 @@ def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
     """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        yield ray
-        return
+        return ray
     if is_local(settings):
         for key, value in LOCAL_ONLY.items():
             os.environ.setdefault(key, value)
@@ -57,13 +72,8 @@ def connected(settings: BatchSettings | ServeSettings) -> Iterator[Any]:
             os.environ.setdefault(key, value)
     import ray
 
-    try:
-        with interrupts.deferred():  # an interrupted `ray.init` leaves processes that nobody stops
-            _start(ray, settings)
-        yield ray
-    finally:
-        with interrupts.deferred():
-            ray.shutdown()
+    _start(ray, settings)
+    return ray
 
 
 def _start(ray: Any, settings: BatchSettings | ServeSettings) -> None:

@@ -19,11 +19,13 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from hfray.cluster.connection import connect
 from hfray.cluster.pools import check_resources, pool_of
 from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings, is_loopback
 from hfray.engines.capacity import least_capacity_of
 from hfray.errors import SettingsError
+from hfray.serve import proxy
 from hfray.serve.keys import ApiKeys
 from hfray.serve.metrics import MetricsBoard
 
@@ -74,10 +76,22 @@ class Board(MetricsBoard):
 def app(args: Mapping[str, object]) -> Application:
     """The Serve application. `args` are Hydra overrides by key, as on the command line of `jobs.serve`.
 
+    `serve run` calls this before it connects to Ray, and keeps a connection that it finds.
+
     Raises:
         SettingsError: the settings cannot be used.
     """
-    return application(load_settings(overrides(args), ServeSettings))
+    settings = load_settings(overrides(args), ServeSettings)
+    set_environment()
+    connect(settings)
+    return application(settings)
+
+
+def set_environment() -> None:
+    """Set the environment variables that Serve's processes read in a Ray that this process starts."""
+    # Workers get their own process groups: Ctrl-C at a terminal must reach this process only, so that they can finish.
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
+    os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
 
 
 def overrides(args: Mapping[str, object], prefix: str = "") -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import sys
@@ -16,8 +15,7 @@ from ray.serve.schema import LoggingConfig
 from hfray.cluster.connection import connected, is_local
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
-from hfray.serve import proxy
-from hfray.serve.deployment import ENGINE, NAME, application, check_proxy
+from hfray.serve.deployment import ENGINE, NAME, application, check_proxy, set_environment
 from hfray.serve.keys import ApiKeys
 
 
@@ -30,9 +28,7 @@ def run_service(settings: ServeSettings) -> None:
         RuntimeError: no replica could be started.
     """
     check(settings)
-    # Workers get their own process groups: Ctrl-C at a terminal must reach this process only, so that they can finish.
-    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
-    os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
+    set_environment()
     with connected(settings):
         if not settings.verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)

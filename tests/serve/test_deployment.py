@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -302,30 +303,45 @@ def test_config_for_a_ray_service(tmp_path):
     assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}
 
 
-def test_serve_run_starts_the_service(tmp_path):
-    """Ray Serve's own command on the config file. Without a file, it listens on port 8000, which a test cannot choose."""
-    port, config = free_port(), tmp_path / "serve.yaml"
-    options = ["conf=fake", f"serve.port={port}", f"emit={config}"]
-    assert run_job(*options, module="jobs.serve", timeout=60).returncode == 0
-    command, log = [Path(sys.executable).parent / "serve", "run", str(config)], tmp_path / "log"
+@pytest.mark.parametrize("from_config", [True, False])
+def test_serve_run_starts_the_service(tmp_path, from_config):
+    """Ray Serve's own command. Without a config file, it listens on port 8000, whatever the arguments say."""
+    port, config = free_port() if from_config else 8000, tmp_path / "serve.yaml"
+    what = [str(config)] if from_config else ["hfray.serve:app", "conf=fake"]
+    if from_config:
+        options = ["conf=fake", f"serve.port={port}", f"emit={config}"]
+        assert run_job(*options, module="jobs.serve", timeout=60).returncode == 0
+    else:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip("port 8000 is taken")
+    log, url, deadline = tmp_path / "log", f"http://127.0.0.1:{port}", time.monotonic() + WAIT_SECONDS
     with log.open("w") as out:
+        command = [Path(sys.executable).parent / "serve", "run", *what]
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + WAIT_SECONDS
-        while (
-            "Deploying new version" not in log.read_text() or httpx.get(f"{url}/health", timeout=60).status_code != 200
-        ):
+        while not answers(f"{url}/health"):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 3}, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 3
+        if not from_config:  # hfray starts the Ray
+            assert {address for address, _ in open_ports(process.pid)} == {"127.0.0.1"}
     finally:
         os.killpg(process.pid, signal.SIGINT)
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers with 200."""
+    try:
+        return httpx.get(url, timeout=60).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_arguments_of_the_builder():
