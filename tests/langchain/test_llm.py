@@ -622,8 +622,7 @@ def test_a_langchain_object_as_the_jobs_prompt(chains, llm):
     assert rendered("chat") == "system: Be brief.\nuser: 2+2?\nassistant:"  # the model's own chat template
 
     class Plain:
-        def chat(self, messages):
-            raise ValueError("no chat template")
+        has_chat_template = False
 
     assert rendered("chat", Plain()) == "System: Be brief.\nHuman: 2+2?"  # as LangChain formats messages for an LLM
 
