@@ -111,6 +111,7 @@ def test_the_switch_is_set_only_while_ray_starts(monkeypatch):
     constants = ray._private.ray_constants
     name = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray._private.worker, "_global_node", None)  # the tests' own Ray, if it runs, has an address
     before = constants.ENABLE_RAY_CLUSTER
     with loopback_ports(ray):
         assert (os.environ[name], constants.ENABLE_RAY_CLUSTER) == ("0", False)

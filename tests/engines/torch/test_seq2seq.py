@@ -164,6 +164,7 @@ def test_a_job_summarizes(t5_with_tasks, questions, tmp_path, shared_ray):
 
     done = run_job(
         "conf=smollm2_cpu",
+        "model.precision=exact",
         f"model.source={t5_with_tasks}",
         "task=summarization",
         "prompt.template='{question}'",
