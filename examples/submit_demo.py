@@ -29,7 +29,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD_SECONDS = 120.0  # how long to wait for the head
-STOP_SECONDS = 15.0  # how long to wait for the head to end by itself
+STOP_SECONDS = 5.0  # how long to wait for the head to end by itself
 # Ray does not upload these, nor what .gitignore names.
 EXCLUDES = [".git", ".venv", "outputs", "tests", "k8s", "*.parquet"]
 

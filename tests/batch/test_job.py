@@ -217,11 +217,11 @@ def test_a_worker_that_cannot_start_ends_the_job_once_with_the_cause(questions, 
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_model_without_chat_template_is_refused_before_any_row(questions, tmp_path, tiny_gpt2):
+def test_a_model_without_chat_template_is_refused_before_any_row(questions, tmp_path, tiny_gpt2, shared_ray):
     model = tmp_path / "model"
     shutil.copytree(tiny_gpt2, model, ignore=lambda _, names: [name for name in names if "chat_template" in name])
     settings = [f"model.source={model}", "conf=smollm2_cpu", "model=local", "prompt=chat"]
-    done = run_job(f"input.path={questions}", f"output.path={tmp_path / 'out'}", *settings)
+    done = run_job(f"input.path={questions}", f"output.path={tmp_path / 'out'}", *settings, env=shared_ray)
     assert done.returncode == ExitCode.UNUSABLE
     assert done.stderr.splitlines()[-1].startswith("error: prompt.chat=true: the model has no chat template")
     assert "Traceback" not in done.stdout + done.stderr

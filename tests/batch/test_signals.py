@@ -75,8 +75,7 @@ def stopped_job(tmp_path: Path, *overrides: str) -> Iterator[StoppedJob]:
     ("signals", "send"),
     [
         ([signal.SIGINT, signal.SIGINT, signal.SIGINT], os.kill),
-        ([signal.SIGHUP], os.kill),
-        ([signal.SIGTERM, signal.SIGHUP], os.kill),
+        ([signal.SIGHUP, signal.SIGTERM], os.kill),
         ([signal.SIGTERM], os.killpg),  # to all processes of the group, as `timeout` and job schedulers send it
     ],
 )
