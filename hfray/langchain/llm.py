@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models.base import LanguageModelInput
-from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import GenerationChunk, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
+from hfray.langchain.batches import BatchedLLM
 from hfray.langchain.cachekey import call_settings, identified_by
 from hfray.langchain.call import Call
-from hfray.langchain.loading import from_pipeline, load, openvino_settings, transformers_settings
+from hfray.langchain.loading import from_pipeline, load, settings_of
 from hfray.langchain.pipeline import LocalPipeline
 from hfray.langchain.results import achunks, chunks, result
 from hfray.langchain.settings import FIELDS, TASKS, user_settings
 
 DEFAULT_BATCH_SIZE = 4
-MAX_THREADS = 256  # of a batch with a thread per row; no engine runs more rows at once
-BACKENDS = ("default", "openvino")
+DEFAULT_MODEL_ID = "gpt2"  # as in langchain-huggingface
+LOADING = threading.Lock()  # threads that call a new object at once load its model once
 
 
-class HuggingFacePipeline(BaseLLM):
+class HuggingFacePipeline(BatchedLLM):
     """A local Hugging Face model as a LangChain LLM.
 
     Accepts the arguments of `langchain_huggingface.HuggingFacePipeline`. All calls share one engine, which batches
@@ -45,10 +42,12 @@ class HuggingFacePipeline(BaseLLM):
     """
 
     pipeline: Any = None
-    """The transformers pipeline. For OpenVINO and sequence-to-sequence models, our own pipeline object."""
+    """The transformers pipeline. For OpenVINO and sequence-to-sequence models, our own pipeline object.
+
+    Without one, the first call loads `model_id` for text generation."""
 
     model_id: str | None = None
-    """Hub id or folder. Default: the name of the pipeline's model."""
+    """Hub id or folder. Default: the name of the pipeline's model, or gpt2."""
 
     model_kwargs: dict | None = None
     """Arguments of `from_pretrained`, and generation settings."""
@@ -61,29 +60,46 @@ class HuggingFacePipeline(BaseLLM):
 
     model_config = ConfigDict(extra="forbid")
 
-    _local: LocalPipeline = PrivateAttr()
+    _started: LocalPipeline | None = PrivateAttr(default=None)
     _recipe: dict[str, Any] | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
     def _model_id_of_pipeline(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if values.get("pipeline") is None:
-            raise ValueError(
-                "pipeline is not given. Use HuggingFacePipeline(pipeline=transformers.pipeline(...)), or "
-                "HuggingFacePipeline.from_model_id(model_id, task)."
-            )
-        if "model_id" not in values:
-            values["model_id"] = getattr(values["pipeline"].model, "name_or_path", None)
+        pipe = values.get("pipeline")
+        if values.get("model_id") is None:
+            values["model_id"] = DEFAULT_MODEL_ID if pipe is None else getattr(pipe.model, "name_or_path", None)
         return values
 
     def model_post_init(self, context: Any, /) -> None:
-        """Start the engine."""
+        """Start the engine, if there is a pipeline."""
         super().model_post_init(context)
         if isinstance(self.pipeline, LocalPipeline):
-            self._local = self.pipeline
-        else:
-            cap = self.batch_size if "batch_size" in self.model_fields_set else None
-            self._local = from_pipeline(self.pipeline, user_settings(self.model_kwargs, self.pipeline_kwargs), cap)
+            self._started = self.pipeline
+        elif self.pipeline is not None:
+            given = user_settings(self.model_kwargs, self.pipeline_kwargs)
+            self._started = from_pipeline(self.pipeline, given, self._cap)
+
+    @property
+    def _cap(self) -> int | None:
+        return self.batch_size if "batch_size" in self.model_fields_set else None
+
+    @property
+    def _local(self) -> LocalPipeline:
+        """The engine. Without a pipeline, the first use loads `model_id` for text generation."""
+        if self._started is None:
+            with LOADING:
+                if self._started is None:
+                    loaded = self.from_model_id(
+                        str(self.model_id),
+                        TASKS[0],
+                        model_kwargs=self.model_kwargs,
+                        pipeline_kwargs=self.pipeline_kwargs,
+                        batch_size=self._cap,
+                    )
+                    self.pipeline, self._recipe, self._started = loaded.pipeline, loaded._recipe, loaded._started
+        assert self._started is not None  # set above
+        return self._started
 
     @classmethod
     def from_model_id(
@@ -122,22 +138,11 @@ class HuggingFacePipeline(BaseLLM):
         recipe = {name: value for name, value in locals().items() if name not in ("cls", "kwargs")}
         loading = {k: v for k, v in (model_kwargs or {}).items() if k not in FIELDS}
         given = user_settings(model_kwargs, pipeline_kwargs)
-        if backend == "ipex":
-            warnings.warn(
-                "backend='ipex' no longer exists, as in langchain-huggingface. Using 'default'.", stacklevel=2
-            )
-            backend = "default"
-        if task not in TASKS:
-            raise ValueError(f"Got invalid task {task}, currently only {TASKS} are supported")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend={backend!r}: must be one of {', '.join(BACKENDS)}.")
-        settings_of = openvino_settings if backend == "openvino" else transformers_settings
-        settings = settings_of(model_id, task, loading, device, device_map, precision)
+        settings = settings_of(backend, model_id, task, loading, device, device_map, precision)
         local, pipe = load(settings, given, batch_size)
         fields = {"model_id": model_id, "model_kwargs": model_kwargs or {}, "pipeline_kwargs": pipeline_kwargs or {}}
-        if batch_size is not None:
-            fields["batch_size"] = batch_size
-        llm = cls(pipeline=local, **fields, **kwargs)
+        cap = {} if batch_size is None else {"batch_size": batch_size}
+        llm = cls(pipeline=local, **fields, **cap, **kwargs)
         llm.pipeline, llm._recipe = pipe, recipe
         return llm
 
@@ -153,7 +158,7 @@ class HuggingFacePipeline(BaseLLM):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> HuggingFacePipeline:
         """A copy that shares the model and the engine."""
         memo = {} if memo is None else memo
-        memo |= {id(self.pipeline): self.pipeline, id(self._local): self._local}
+        memo |= {id(self.pipeline): self.pipeline, id(self._started): self._started}
         return super().__deepcopy__(memo)
 
     @property
@@ -173,56 +178,6 @@ class HuggingFacePipeline(BaseLLM):
         return "huggingface_pipeline"
 
     # --- calls -------------------------------------------------------------------------------------------------
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[str]:
-        """Send all inputs to the engine at once; `max_concurrency` limits how many run at the same time."""
-        if not inputs:
-            return []
-        configs = get_config_list(config, len(inputs))
-        limit = configs[0].get("max_concurrency")
-        if limit is None and not return_exceptions:
-            return super().batch(inputs, config, **kwargs)
-        configs[0]["max_concurrency"] = limit or min(len(inputs), MAX_THREADS)
-        return Runnable.batch(self, inputs, configs, return_exceptions=return_exceptions, **kwargs)
-
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[str]:
-        """As `batch`."""
-        if not inputs:
-            return []
-        if get_config_list(config, len(inputs))[0].get("max_concurrency") is None and not return_exceptions:
-            return await super().abatch(inputs, config, **kwargs)
-        return await Runnable.abatch(self, inputs, config, return_exceptions=return_exceptions, **kwargs)
-
-    def batch_as_completed(
-        self,
-        inputs: Sequence[LanguageModelInput],
-        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> Iterator[tuple[int, Any]]:
-        """Send all inputs to the engine at once, and yield each index with its text as it completes."""
-        if not inputs:
-            return
-        configs = get_config_list(config, len(inputs))
-        # LangChain's default is a small pool of threads, which would leave the engine partly idle.
-        configs[0]["max_concurrency"] = configs[0].get("max_concurrency") or min(len(inputs), MAX_THREADS)
-        options: Any = {"return_exceptions": return_exceptions, **kwargs}
-        yield from super().batch_as_completed(inputs, configs, **options)
 
     def generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
         """As LangChain's; the call's own settings become part of the key of LangChain's cache."""

@@ -143,6 +143,26 @@ def transformers_settings(
     return build(EngineSettings, {"model": model, "task": task, "backend": backend, "device": place})
 
 
+def settings_of(
+    backend: str,
+    model_id: str,
+    task: str,
+    loading: Mapping[str, Any],
+    device: int | None,
+    device_map: Any,
+    precision: str | None,
+) -> EngineSettings:
+    """Settings of an engine from the arguments of `from_model_id`. Raises ValueError."""
+    if backend == "ipex":
+        warnings.warn("backend='ipex' no longer exists, as in langchain-huggingface. Using 'default'.", stacklevel=3)
+        backend = "default"
+    if task not in TASKS:
+        raise ValueError(f"Got invalid task {task}, currently only {TASKS} are supported")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: must be one of {', '.join(BACKENDS)}.")
+    return BACKENDS[backend](model_id, task, loading, device, device_map, precision)
+
+
 def openvino_settings(
     model_id: str,
     task: str,
@@ -172,3 +192,6 @@ def openvino_settings(
 def _model(model_id: str, loading: dict[str, Any], precision: str | None) -> dict[str, Any]:
     named = {name: loading.pop(name) for name in ("revision", "trust_remote_code") if name in loading}
     return {"source": str(model_id), "precision": precision or "auto", **named}
+
+
+BACKENDS = {"default": transformers_settings, "openvino": openvino_settings}

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import yaml
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
@@ -435,8 +436,23 @@ def test_wrong_settings_are_named(tiny_gpt2, options, message):
 def test_a_wrong_setting_of_a_call_is_named(llm):
     with pytest.raises(ValueError, match=r"tempratur=3: .*Did you mean generation.temperature\?"):
         llm.invoke("Hello", tempratur=3)
-    with pytest.raises(ValueError, match="pipeline is not given"):
-        HuggingFacePipeline(model_id="gpt2")
+
+
+def test_without_a_pipeline_the_first_call_loads_the_model(tiny_gpt2, llm):
+    assert HuggingFacePipeline().model_id == "gpt2"  # as langchain-huggingface's; nothing is loaded yet
+    lazy = HuggingFacePipeline(model_id=str(tiny_gpt2), pipeline_kwargs=llm.pipeline_kwargs)
+    assert lazy.pipeline is None
+    assert lazy.batch(["Hello", "Why"]) == llm.batch(["Hello", "Why"])
+    assert lazy.pipeline is not None
+    assert pickle.loads(pickle.dumps(lazy)).invoke("Hello") == llm.invoke("Hello")
+
+
+def test_a_saved_object_can_be_created_again(tiny_gpt2, llm, tmp_path):
+    """As LangChain's `load_llm` does it: from the fields in the file."""
+    llm.save(tmp_path / "llm.yaml")
+    config = yaml.safe_load((tmp_path / "llm.yaml").read_text())
+    assert config.pop("_type") == "huggingface_pipeline"
+    assert HuggingFacePipeline(**config).invoke("Hello") == llm.invoke("Hello")
 
 
 def test_pickling_loads_the_model_again(llm, theirs):
