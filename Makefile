@@ -52,7 +52,7 @@ format: $(INSTALLED) ## fix the style
 submit-demo: $(INSTALLED) ## run the demo through `ray job submit`, on a Ray head started for it on this machine
 	$(BIN)/python examples/submit_demo.py
 
-chaos: $(INSTALLED) ## kill workers, drivers and nodes at random, and count the lost rows (takes minutes)
+chaos: $(INSTALLED) ## disturb jobs at random moments, and count the lost rows (takes minutes)
 	$(BIN)/python -m tests.chaos
 
 bench: $(INSTALLED) ## measure the engine alone and the whole job, side by side
