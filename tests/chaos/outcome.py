@@ -37,8 +37,10 @@ class Outcome:
 
     @property
     def is_bad(self) -> bool:
-        """Whether the job broke its promise."""
-        return bool(self.lost or self.repeated or self.wrong or self.unplanned_errors or self.surprises)
+        """Whether the job broke its promise, or no fault hit it: the table was done too early."""
+        return bool(
+            not self.injected or self.lost or self.repeated or self.wrong or self.unplanned_errors or self.surprises
+        )
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:
