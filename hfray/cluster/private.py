@@ -1,7 +1,7 @@
 """What keeps a local Ray to this machine and this user: loopback ports, a private session folder, a private token.
 
 Ray does none of this itself on Linux. Its ports listen on all addresses of the machine, its folders are writable by
-everyone, and everyone can read its logs and its token. Whoever has the token can run code in Ray's processes.
+everyone, and everyone can read its logs and its token. A user who has the token can run code in Ray's processes.
 """
 
 from __future__ import annotations
