@@ -9,7 +9,8 @@ from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from hfray.config.engine import STRICT, Backend, DeviceSettings, ModelSettings
+from hfray.config.backend import Backend, ModelSettings
+from hfray.config.engine import STRICT, DeviceSettings
 
 POOL_GROUPS = ("backend", "device", "model")  # a pool may have its own, as a mapping or as the name of a choice
 

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfray.config.precision import asked_precision, computing_format, format_of
+from hfray.config.formats import computing_format, format_of
 from hfray.engines.base import Engine
 from hfray.engines.capacity import capacity_of
 from hfray.engines.precision import torch_dtype
 from hfray.models.folder import read_config
 
 if TYPE_CHECKING:
-    from hfray.config.engine import EngineSettings, OpenVINOBackend, TransformersBackend, VLLMBackend
+    from hfray.config.backend import OpenVINOBackend, TransformersBackend, VLLMBackend
+    from hfray.config.engine import EngineSettings
 
 
 SEQ2SEQ = {"text2text-generation", "summarization", "translation"}
@@ -31,11 +32,11 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
         ValueError: the model or device cannot be used; the message names the key, its value and the remedy.
     """
     engine = _load(settings, folder, threads)
-    wanted = format_of(asked_precision(settings))
+    wanted = format_of(settings.asked_precision)
     if wanted is not None and computing_format(engine.precision) != wanted:
         engine.close()
         raise ValueError(
-            f"model.precision={asked_precision(settings)}: the engine computes in {engine.precision} on this device. "
+            f"model.precision={settings.asked_precision}: the engine computes in {engine.precision} on this device. "
             "Use model.precision=auto, or another device."
         )
     return engine
@@ -47,7 +48,7 @@ def _load(settings: EngineSettings, folder: Path | None, threads: int | None) ->
         from hfray.engines.fake import FakeEngine
 
         options = {key: value for key, value in vars(backend).items() if key not in ("name", "batch_size")}
-        options["precision"] = format_of(asked_precision(settings)) or "fp32"
+        options["precision"] = format_of(settings.asked_precision) or "fp32"
         return FakeEngine(capacity=capacity_of(settings), **options)
     if folder is None or not folder.exists():
         from hfray.models.source import prepare
@@ -61,7 +62,7 @@ def _load(settings: EngineSettings, folder: Path | None, threads: int | None) ->
 
 
 def _openvino(settings: EngineSettings, backend: OpenVINOBackend, folder: Path, threads: int | None) -> Engine:
-    device, precision = settings.device.name or "CPU", asked_precision(settings)
+    device, precision = settings.device.name or "CPU", settings.asked_precision
     properties: dict[str, Any] = dict(backend.ov_config)
     cores = os.cpu_count() or 1
     if threads and device == "CPU":
@@ -107,7 +108,7 @@ def _transformers(settings: EngineSettings, backend: TransformersBackend, folder
         "batch_tokens": backend.batch_tokens,
         "device": torch_device(device.index),
         "device_map": device.map,
-        "precision": asked_precision(settings),
+        "precision": settings.asked_precision,
         "attention": backend.attention,
         "trust_remote_code": settings.model.trust_remote_code,
         "model_kwargs": settings.model.kwargs,
@@ -152,7 +153,7 @@ def _vllm(settings: EngineSettings, backend: VLLMBackend, folder: Path, threads:
     import torch
 
     arguments = {
-        "dtype": torch_dtype(asked_precision(settings), read_config(folder), on_cpu=on_cpu),
+        "dtype": torch_dtype(settings.asked_precision, read_config(folder), on_cpu=on_cpu),
         "enable_prefix_caching": backend.prefix_caching,
         "tensor_parallel_size": 1 if on_cpu or device.map is None else torch.cuda.device_count(),
         "max_num_batched_tokens": backend.batch_tokens,

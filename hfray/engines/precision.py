@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfray.config.precision import KV_CACHE_PROPERTIES, format_name, format_of
+from hfray.config.formats import KV_CACHE_PROPERTIES, format_name, format_of
 
 if TYPE_CHECKING:
     from openvino import CompiledModel

@@ -13,7 +13,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from hfray.config.precision import format_name
+from hfray.config.formats import format_name
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.precision import precision_of
 from hfray.engines.torch.checkpoint import load_tokenizer

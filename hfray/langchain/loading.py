@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+from hfray.config.backend import OpenVINOBackend
 from hfray.config.build import build
-from hfray.config.engine import EngineSettings, OpenVINOBackend
+from hfray.config.engine import EngineSettings
 from hfray.engines.capacity import capacity_of
 from hfray.engines.load import SEQ2SEQ, load_engine
 from hfray.langchain.pipeline import LocalPipeline

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from hfray.config.engine import EngineSettings, OpenVINOBackend
+from hfray.config.backend import OpenVINOBackend
+from hfray.config.engine import EngineSettings
 from hfray.errors import SettingsError
 from hfray.models.cache import cached
 from hfray.models.folder import TOKENIZER_FILES, channels

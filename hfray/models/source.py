@@ -15,7 +15,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from hfray.config.engine import EngineSettings, ModelSettings, OpenVINOBackend
+from hfray.config.backend import ModelSettings, OpenVINOBackend
+from hfray.config.engine import EngineSettings
 from hfray.errors import SettingsError
 from hfray.models.cache import cached
 from hfray.models.folder import check_tokenizer, is_hugging_face, is_ir

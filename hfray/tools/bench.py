@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hfray.config.precision import asked_precision, computing_format, format_name, format_of
+from hfray.config.formats import computing_format, format_name, format_of
 from hfray.config.secrets import to_plain
 from hfray.engines.precision import TORCH, cpu_computes_bf16
 from hfray.errors import SettingsError
@@ -138,7 +138,7 @@ def _sets_precision(settings: BenchSettings, name: str) -> bool:
 def _precision(settings: BenchSettings, runs: dict[str, list[Run]]) -> str:
     """What the peers should compute in: what the settings ask for, or what the first contestant computed in."""
     told = next((run.precision for several in runs.values() for run in several), "")
-    return format_of(asked_precision(settings)) or computing_format(told) or ("bf16" if cpu_computes_bf16() else "fp32")
+    return format_of(settings.asked_precision) or computing_format(told) or ("bf16" if cpu_computes_bf16() else "fp32")
 
 
 def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: dict[str, str], precision: str) -> Run:

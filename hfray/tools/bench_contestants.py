@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from hfray.config.engine import EngineSettings, OpenVINOBackend
-from hfray.config.precision import asked_precision
+from hfray.config.backend import OpenVINOBackend
+from hfray.config.engine import EngineSettings
 from hfray.engines.capacity import capacity_of
 from hfray.errors import SettingsError
 
@@ -75,7 +75,7 @@ def genai_directly(settings: EngineSettings, texts: list[str], model: dict[str, 
 
     started, device = time.monotonic(), settings.device.name or "CPU"
     scheduler, backend = genai.SchedulerConfig(), settings.backend
-    properties = openvino_properties(asked_precision(settings), device, backend.ov_config)
+    properties = openvino_properties(settings.asked_precision, device, backend.ov_config)
     scheduler.cache_size, scheduler.max_num_seqs = 4, capacity_of(settings)
     scheduler.max_num_batched_tokens = backend.batch_tokens
     pipeline = genai.ContinuousBatchingPipeline(model["ir"], scheduler, device, properties)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from hfray.config.engine import STRICT, EngineSettings, OpenVINOBackend
+from hfray.config.backend import OpenVINOBackend
+from hfray.config.engine import STRICT, EngineSettings
 from hfray.errors import SettingsError
 from hfray.models.folder import is_ir
 from hfray.models.folder import size as folder_size

@@ -14,10 +14,10 @@ from typing import Literal
 
 import yaml
 
+from hfray.config.backend import FakeBackend, OpenVINOBackend, TransformersBackend, VLLMBackend
 from hfray.config.batch import BatchSettings
 from hfray.config.compose import config_folder
 from hfray.config.declared import alternatives
-from hfray.config.engine import FakeBackend, OpenVINOBackend, TransformersBackend, VLLMBackend
 from hfray.config.serve import ServeSettings
 from hfray.params import GenerationParams
 from hfray.runs.compare import CompareSettings

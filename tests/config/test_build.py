@@ -9,10 +9,11 @@ import sys
 import pytest
 import yaml
 
+from hfray.config.backend import FakeBackend, ModelSettings
 from hfray.config.batch import BatchSettings, InputSettings, OutputSettings
 from hfray.config.build import build
 from hfray.config.compose import config_folder, load_settings
-from hfray.config.engine import EngineSettings, FakeBackend, ModelSettings, PromptSettings
+from hfray.config.engine import EngineSettings, PromptSettings
 from hfray.config.serve import ServerSettings, ServeSettings
 from hfray.config.workers import PoolSettings, WorkerSettings
 from hfray.errors import SettingsError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hfray.config.precision import asked_precision, format_name
+from hfray.config.formats import format_name
 from hfray.errors import SettingsError
 from tests.conftest import batch_settings
 
@@ -56,7 +56,7 @@ def test_names_of_openvinos_types():
     ],
 )
 def test_what_is_asked_for(overrides, asked):
-    assert asked_precision(batch_settings(*IO, *overrides)) == asked
+    assert batch_settings(*IO, *overrides).asked_precision == asked
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hfray.config.engine import FakeBackend, ModelSettings
+from hfray.config.backend import FakeBackend, ModelSettings
 from hfray.config.secrets import check_no_credentials, credentials_in, is_secret_name, to_plain
 
 

@@ -7,7 +7,6 @@ import pickle
 import pytest
 import transformers
 
-from hfray.config.precision import asked_precision
 from hfray.engines.precision import cpu_computes_bf16
 from hfray.errors import SettingsError
 from hfray.langchain.llm import HuggingFacePipeline
@@ -99,7 +98,7 @@ def test_settings_of_the_engine():
 )
 def test_the_precision_of_the_engine(loading, precision, kwargs, asked):
     settings = transformers_settings("a/b", "text-generation", loading, None, None, precision)
-    assert (settings.model.kwargs, asked_precision(settings)) == (kwargs, asked)
+    assert (settings.model.kwargs, settings.asked_precision) == (kwargs, asked)
     settings = openvino_settings("a/b", "text-generation", {}, None, None, precision)
     assert settings.model.precision == (precision or "auto")
 

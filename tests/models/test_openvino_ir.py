@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hfray.config.engine import OpenVINOBackend
+from hfray.config.backend import OpenVINOBackend
 from hfray.errors import SettingsError
 from hfray.models import openvino_ir
 from hfray.models.folder import TOKENIZER_FILES
