@@ -19,10 +19,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # The threads of torch otherwise wait for each other in busy loops, and beside other processes a test takes minutes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # started with `&` in a shell; the jobs that tests interrupt would inherit this
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# The jobs that tests signal inherit what is ignored: SIGINT after `&` in a shell, SIGHUP after `nohup`.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 QUESTIONS = [
     "What is two and two?",

@@ -94,6 +94,8 @@ def compile_layer(device: str, properties: Mapping[str, Any]) -> CompiledModel:
     model: Any = openvino.Model  # its type stub does not bind
     layer = model([opset13.matmul(rows, weights, False, True)], [rows], "layer")
     asked = {key: value for key, value in properties.items() if key in ASKS_PRECISION}
+    if device.upper().startswith("CPU"):
+        asked |= {"ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": 1}  # pinning would bind the calling thread
     return openvino.Core().compile_model(layer, device, asked)
 
 

@@ -137,3 +137,11 @@ def test_a_format_that_the_device_does_not_compute_in_is_refused(monkeypatch, re
     monkeypatch.setattr("hfray.engines.load._load", lambda *_: engine)
     with pytest.raises(ValueError, match=r"model\.precision=bf16: the engine computes in fp32.*model\.precision=auto"):
         load_engine(settings)
+
+
+def test_asking_a_device_pins_no_thread_to_a_core():
+    """A pinned thread would share its core with the engine's threads for as long as it lives."""
+    code = "import os; from hfray.engines.precision import compile_layer; compiled = compile_layer('CPU', {});"
+    code += "print({len(os.sched_getaffinity(int(thread))) for thread in os.listdir('/proc/self/task')})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == str({len(os.sched_getaffinity(0))})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 import tomllib
@@ -44,9 +43,9 @@ def raises(error: BaseException):
         (raises(SettingsError("input.path=x: no such file.")), 2, "error: input.path=x: no such file.\n"),
         (raises(RuntimeError("the engine died")), 1, "error: the engine died\n"),
         (raises(KeyboardInterrupt()), 130, "interrupted\n"),
-        (lambda: os.kill(os.getpid(), signal.SIGINT) or 0, 130, "interrupted\n"),
-        (lambda: os.kill(os.getpid(), signal.SIGTERM) or 0, 130, "interrupted\n"),
-        (lambda: os.kill(os.getpid(), signal.SIGHUP) or 0, 130, "interrupted\n"),
+        (lambda: signal.raise_signal(signal.SIGINT) or 0, 130, "interrupted\n"),
+        (lambda: signal.raise_signal(signal.SIGTERM) or 0, 130, "interrupted\n"),
+        (lambda: signal.raise_signal(signal.SIGHUP) or 0, 130, "interrupted\n"),
     ],
 )
 def test_exit_codes(command, code, message, capsys, keep_signals):
