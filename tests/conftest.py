@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -127,20 +127,14 @@ def tiny_t5(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2_ir(tiny_gpt2, tmp_path_factory) -> Path:
-    """The same GPT-2 as an OpenVINO IR folder, fp32. The export is slow, so one process of a test run does it."""
-    from hfray.models.openvino_ir import export
+def tiny_gpt2_ir(tiny_gpt2) -> Path:
+    """The same GPT-2 as an OpenVINO IR folder, fp32. The export is slow, so the cache of models keeps the folder."""
+    from hfray.models.cache import cached
+    from hfray.models.openvino_ir import export, tool_versions
 
-    base = tmp_path_factory.getbasetemp()
-    shared = (
-        base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    )  # a test process of xdist has a folder of its own
-    folder = shared / "gpt2-ir"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            export(tiny_gpt2, base / "exported")
-            (base / "exported").rename(folder)
-    return folder
+    files = b"".join((tiny_gpt2 / name).read_bytes() for name in ("model.safetensors", "tokenizer.json"))
+    digest = hashlib.sha256(files + json.dumps(tool_versions()).encode()).hexdigest()[:12]
+    return cached("tests", f"gpt2-ir-{digest}", lambda folder: export(tiny_gpt2, folder))
 
 
 def batch_settings(*overrides: str):

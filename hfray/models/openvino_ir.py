@@ -30,7 +30,7 @@ def export_cached(folder: Path, settings: EngineSettings, backend: OpenVINOBacke
     """The IR folder of the model in `folder`: taken from the cache, or exported into the cache. Raises SettingsError."""
     group = group_size(folder, backend)
     stat = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
-    identity = [str(folder), stat, settings.task, backend.export_format, group, _versions()]
+    identity = [str(folder), stat, settings.task, backend.export_format, group, tool_versions()]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     name = f"{folder.name}-{backend.export_format}-{digest}"
     return cached(
@@ -127,7 +127,8 @@ def fitting_group_size(folder: Path) -> int:
     return -1  # one scale per channel
 
 
-def _versions() -> list[str]:
+def tool_versions() -> list[str]:
+    """The versions of the packages that decide what an export contains; "" for one that is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = []

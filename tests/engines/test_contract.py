@@ -244,6 +244,7 @@ def test_near_the_end_the_longest_go_first(request, name):
     engine.close()
 
 
+@pytest.mark.model  # imports all libraries once more
 def test_engines_run_without_ray_hydra_langchain_and_pydantic(tiny_gpt2, tiny_gpt2_ir):
     """The modules are blocked, as if they were not installed."""
     code = f"""
