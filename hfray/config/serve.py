@@ -33,6 +33,7 @@ class ServerSettings:
     allow_public: bool = False
     max_queue: int = Field(default=128, ge=0)
     max_request_bytes: int = Field(default=1 << 20, ge=1)
+    header_timeout: float = Field(default=30.0, gt=0)
     body_timeout: float = Field(default=30.0, gt=0)
     reader_timeout: float = Field(default=60.0, gt=0)
     drain_seconds: float = Field(default=60.0, ge=0)

@@ -25,7 +25,7 @@ from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings, is_loopback
 from hfray.engines.capacity import least_capacity_of
 from hfray.errors import SettingsError
-from hfray.serve import proxy
+from hfray.serve import connections, proxy
 from hfray.serve.keys import ApiKeys
 from hfray.serve.metrics import MetricsBoard
 
@@ -82,16 +82,17 @@ def app(args: Mapping[str, object]) -> Application:
         SettingsError: the settings cannot be used.
     """
     settings = load_settings(overrides(args), ServeSettings)
-    set_environment()
+    set_environment(settings)
     connect(settings)
     return application(settings)
 
 
-def set_environment() -> None:
+def set_environment(settings: ServeSettings) -> None:
     """Set the environment variables that Serve's processes read in a Ray that this process starts."""
     # Workers get their own process groups: Ctrl-C at a terminal must reach this process only, so that they can finish.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
+    os.environ[connections.VARIABLE] = str(settings.serve.header_timeout)
 
 
 def overrides(args: Mapping[str, object], prefix: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hfray.serve.connections import limit_header_time
 from hfray.serve.errors import ApiError, error_body, error_response, log_failure
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -18,7 +19,8 @@ CODES = {404: "not_deployed", 408: "timeout", 503: "unavailable"}
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve wraps around its proxy."""
+    """What Ray Serve wraps around its proxy. The call also limits the time of the headers in the proxy's process."""
+    limit_header_time()
     return [Middleware(OpenAIErrors)]
 
 

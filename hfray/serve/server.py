@@ -28,7 +28,7 @@ def run_service(settings: ServeSettings) -> None:
         RuntimeError: no replica could be started.
     """
     check(settings)
-    set_environment()
+    set_environment(settings)
     with connected(settings):
         if not settings.verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
