@@ -112,6 +112,7 @@ def test_greedy_text_is_langchain_huggingfaces(llm, theirs, same, mode, around_p
     same(PROMPTS, ours.batch(PROMPTS, **MODES[mode]), expected)
 
 
+@pytest.mark.model  # slow
 def test_max_length_is_langchain_huggingfaces(tiny_gpt2, same):
     from langchain_huggingface import HuggingFacePipeline as Theirs
 

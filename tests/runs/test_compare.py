@@ -97,6 +97,7 @@ def test_what_each_side_was_computed_in(two):
     assert row in page(settings(two), result)
 
 
+@pytest.mark.model  # slow: three commands
 def test_the_command(two):
     (two / "with space").mkdir()
     (two / "a").rename(two / "with space" / "it's, {a}")

@@ -19,6 +19,9 @@ from tests.engines.making import (
 )
 
 
+pytestmark = pytest.mark.model  # slow; `make quick` runs the contract suite over this engine
+
+
 @pytest.mark.parametrize("name", ["paged-llama", "paged-gpt2"])
 def test_the_tokens_are_those_of_transformers(request, name):
     loop, folder = EngineLoop(make_engine(name, request, capacity=3)), model_folder(name, request)
