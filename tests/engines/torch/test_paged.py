@@ -18,7 +18,6 @@ from tests.engines.making import (
     model_folder,
 )
 
-
 pytestmark = pytest.mark.model  # slow; `make quick` runs the contract suite over this engine
 
 
