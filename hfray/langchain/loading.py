@@ -175,7 +175,7 @@ def openvino_settings(
     """Settings of an OpenVINO engine from the arguments of `from_model_id`. Raises ValueError."""
     loading = dict(loading)
     if device_map is not None or (device is not None and device >= 0):
-        warnings.warn("Please set device for OpenVINO through: `model_kwargs`", stacklevel=3)
+        warnings.warn("Please set device for OpenVINO through: `model_kwargs`", stacklevel=4)
     unknown = sorted(loading.keys() - set(OPENVINO_KWARGS))
     if unknown:
         raise ValueError(

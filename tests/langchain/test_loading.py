@@ -143,3 +143,16 @@ def test_a_model_that_is_too_large_in_its_own_dtype_is_refused(tiny_gpt2, monkey
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(half * 1.5), half * 2))
     with pytest.raises(ValueError, match="in float32 its weights take"):
         load_model(tiny_gpt2, device="cuda:0", precision="bf16", model_kwargs={"dtype": "auto"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"backend": "openvino", "device": 0, "model_kwargs": {"devise": "CPU"}}, {"backend": "ipex", "device": -2}],
+)
+def test_warnings_name_the_line_of_the_user(options, tiny_gpt2):
+    with (
+        pytest.warns(UserWarning, match=r"through: `model_kwargs`|no longer exists") as caught,
+        pytest.raises(ValueError),
+    ):
+        HuggingFacePipeline.from_model_id(str(tiny_gpt2), "text-generation", **options)
+    assert caught[0].filename == __file__
