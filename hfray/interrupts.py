@@ -52,6 +52,16 @@ def install() -> None:
             signal.signal(number, _on_signal)
 
 
+def end() -> None:
+    """Ignore further signals if there was one: the exit code is known, and only Python's own cleanup is left.
+
+    Python restores the default handlers during its cleanup, and a signal would then replace the exit code.
+    """
+    if _state.last is not None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Finish the block before a first signal raises KeyboardInterrupt; has no effect in other threads than the main."""

@@ -52,6 +52,7 @@ def run(main: Callable[[], int]) -> None:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         code = ExitCode.FAILED
+    interrupts.end()
     sys.exit(code)
 
 

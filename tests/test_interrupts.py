@@ -75,3 +75,16 @@ def test_output_after_the_terminal_was_closed_is_discarded():
         send(signal.SIGHUP)
     os.write(terminal, b"x")
     os.close(terminal)
+
+
+def test_signals_during_pythons_own_cleanup_do_not_replace_the_exit_code():
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGHUP)
+    interrupts.end()
+    assert all(signal.getsignal(number) is signal.SIG_IGN for number in interrupts.SIGNALS)
+
+
+def test_a_command_that_nobody_interrupted_can_be_stopped_to_its_end():
+    interrupts.end()
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)

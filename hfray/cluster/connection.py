@@ -14,6 +14,7 @@ from typing import Any
 
 from hfray import interrupts
 from hfray.cluster.private import loopback_ports, private_token, session_folder
+from hfray.cluster.services import without_unused
 from hfray.config.batch import BatchSettings
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
@@ -88,13 +89,15 @@ def _start(ray: Any, settings: BatchSettings | ServeSettings) -> None:
         logging.getLogger(name).setLevel(level)
     address = settings.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": settings.verbose}
-    private = contextlib.nullcontext()
+    local = contextlib.ExitStack()
     if is_local(settings):
         options |= {"include_dashboard": False, "_temp_dir": session_folder()}
-        private = loopback_ports(ray)
         private_token(ray)
+        local.enter_context(loopback_ports(ray))
+        if not settings.verbose:
+            local.enter_context(without_unused(ray))
     try:
-        with _signals_kept(ray), private, contextlib.nullcontext() if settings.verbose else _stderr_closed():
+        with local, _signals_kept(ray), contextlib.nullcontext() if settings.verbose else _stderr_closed():
             ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(

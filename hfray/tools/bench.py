@@ -151,7 +151,7 @@ def _run(name: str, settings: BenchSettings, folder: Path, records: int, model: 
         payload = {"settings": to_plain(settings), "records": str(folder / "records.jsonl"), "model": model}
         run = Run(
             **json.loads(
-                _output([sys.executable, "-m", "hfray.tools.bench_contestants", name, json.dumps(payload, default=str)])
+                _output([sys.executable, "-m", "hfray.tools.bench_process", name, json.dumps(payload, default=str)])
             )
         )
     run.wall_seconds = time.monotonic() - started

@@ -25,7 +25,9 @@ class BenchOptions:
 
     rounds: int = Field(default=3, ge=1)
     case: Literal["questions", "prefix", "duplicates", "long", "lengths"] = "questions"
-    contestants: list[Literal["genai", "engine", "job"]] = Field(default_factory=lambda: ["genai", "engine", "job"])
+    contestants: list[Literal["genai", "engine", "actor", "feed", "job"]] = Field(
+        default_factory=lambda: ["genai", "engine", "job"]
+    )
     variants: dict[str, dict[str, object]] = Field(default_factory=dict)  # the job with changed settings
     peers: dict[str, list[str]] = Field(default_factory=dict)
     precisions: dict[str, str] = Field(default_factory=dict)  # of peers whose RESULT line does not tell it

@@ -1,14 +1,8 @@
-"""The contestants that are not the job. The bench runs each in its own process.
-
-python -m hfray.tools.bench_contestants engine|genai PAYLOAD     # prints a Run as JSON
-"""
+"""The contestants without Ray: hfray's engine alone, and OpenVINO GenAI called directly."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic.dataclasses import dataclass
@@ -42,15 +36,15 @@ class Run:
         return self.tokens / self.seconds
 
 
-def engine_alone(settings: EngineSettings, texts: list[str], model: dict[str, str]) -> Run:
+def engine_alone(settings: EngineSettings, texts: list[str], model: dict[str, str], threads: int | None = None) -> Run:
     """hfray's engine and its loop, without Ray."""
     from hfray.completion import Prompt
     from hfray.engines.load import load_engine
     from hfray.inference.loop import EngineLoop
 
     started = time.monotonic()
-    folder = model.get("ir" if settings.backend.name == "openvino" else "hf")  # the fake backend has no model
-    loop = EngineLoop(load_engine(settings, folder=Path(folder) if folder else None))
+    folder = model.get("ir", model.get("hf"))  # the fake backend has no model
+    loop = EngineLoop(load_engine(settings, folder=Path(folder) if folder else None, threads=threads))
     ready, precision = time.monotonic(), loop.engine.precision
     completions = loop.generate([Prompt(text) for text in texts], settings.params)
     seconds, stats = time.monotonic() - ready, loop.stats
@@ -91,22 +85,3 @@ def genai_directly(settings: EngineSettings, texts: list[str], model: dict[str, 
     tokens = sum(tokenizer.encode(result.m_generation_ids[0]).input_ids.shape[1] for result in results)
     precision = precision_of_compiled(compile_layer(device, properties), properties)
     return Run(tokens=tokens, precision=precision, seconds=seconds, startup_seconds=ready - started)
-
-
-def _main(name: str, payload: str) -> None:
-    from hfray.config.build import build
-    from hfray.config.engine import PromptSettings
-    from hfray.inference.prompts import RecordPrompt
-
-    given = json.loads(payload)
-    plain = given["settings"]
-    settings = build(EngineSettings, {key: plain[key] for key in ("model", "task", "backend", "device", "generation")})
-    prompt = RecordPrompt(build(PromptSettings, plain["prompt"]))
-    with open(given["records"]) as file:
-        texts = [prompt.render(json.loads(line)).text for line in file]
-    contestant = {"engine": engine_alone, "genai": genai_directly}[name]
-    print(json.dumps(asdict(contestant(settings, texts, given["model"]))))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

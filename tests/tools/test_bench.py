@@ -85,6 +85,17 @@ def test_the_rate_of_a_run():
 
 
 @pytest.mark.ray
+def test_every_rung_of_the_ladder_answers_all_prompts(common, shared_ray, monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, shared_ray[name])
+    settings = bench_settings(*common, "suite=ladder", "bench.rounds=1", "generation.max_new_tokens=2")
+    result = run_bench(settings, say=lambda line: None)
+    assert {name: m["tokens"] for name, m in result["medians"].items()} == dict.fromkeys(
+        ["engine", "actor", "feed", "job"], 2 * len(QUESTIONS)
+    )
+
+
+@pytest.mark.ray
 def test_a_variant_is_the_job_with_changed_settings(common, shared_ray, monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.setenv(name, shared_ray[name])
