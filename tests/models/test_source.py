@@ -247,3 +247,12 @@ def test_a_hub_model_out_of_reach_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(SettingsError, match=r"model\.source=org/name \(revision main\).*no network.*HF_TOKEN"):
         fetch(settings_for("org/name").model)
+
+
+@pytest.mark.parametrize(("name", "names_fp16"), [("model.gguf", True), ("model.bin", False)])
+def test_a_conversion_that_lacks_torch_names_the_ways_without_it(name, names_fp16, tmp_path, monkeypatch):
+    (tmp_path / "needs_torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"Install hfray\[export\]") as raised:
+        sources._convert_in_process("needs_torch", tmp_path / name, tmp_path)
+    assert ("backend.weight_format=fp16" in str(raised.value)) == names_fp16
