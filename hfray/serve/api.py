@@ -32,6 +32,7 @@ from hfray.serve.middleware import Guard
 from hfray.serve.replica import Service
 from hfray.serve.request import Session
 from hfray.serve.sse import stream_chat, stream_record, stream_text
+from hfray.serve.tokens import add_tokens
 
 PAGE = Path(__file__).parent / "static" / "index.html"
 PAGE_POLICY = (
@@ -79,6 +80,7 @@ def build_api(service: Service) -> FastAPI:
     _add_generation(api, service)
     _add_records(api, service)
     _add_operations(api, service)
+    add_tokens(api, service, ERRORS, functools.partial(_chat_text, service))
     schema = api.openapi
     api.openapi = lambda: _without_422(schema())
     return api
@@ -100,8 +102,7 @@ def _add_generation(api: FastAPI, service: Service) -> None:
     @api.post("/v1/chat/completions", responses=STREAMED, response_model=ChatCompletion)
     async def chat(body: protocol.ChatRequest, request: Request) -> Response:
         """Answer a conversation, rendered with the model's chat template."""
-        messages = [{**m, "content": _utf8(m["content"])} for m in (message.plain() for message in body.messages)]
-        render = functools.partial(_render_chat, service, messages)
+        render = functools.partial(_render_chat, service, [message.plain() for message in body.messages])
         session, header = await _start(service, request, body, render, 1, "chatcmpl")
         if body.stream:
             return StreamingResponse(stream_chat(session, header, body), media_type=STREAM)
@@ -183,6 +184,16 @@ def _add_operations(api: FastAPI, service: Service) -> None:
             raise ApiError(503, "the engine has died and is being replaced") from error
         return {"status": "ok"}
 
+    @api.api_route("/ping", methods=["GET", "POST"], responses={503: ERRORS[503]})
+    async def ping() -> dict[str, str]:
+        """The same as /health, under the name that hosting platforms ask for."""
+        return await health()
+
+    @api.get("/version")
+    async def running_version() -> dict[str, str]:
+        """The version of hfray."""
+        return {"version": version("hfray")}
+
     @api.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
     async def metrics() -> Response:
         """The metrics of all replicas as Prometheus text."""
@@ -240,11 +251,15 @@ async def _completions(session: Session, checked: bool = True) -> list[Completio
 
 
 def _render_chat(service: Service, messages: list[dict[str, str]]) -> Sequence[Prompt]:
+    return [Prompt(_chat_text(service, messages), special_tokens_in_text=True)]
+
+
+def _chat_text(service: Service, messages: list[dict[str, str]]) -> str:
+    """The prompt of a conversation. Raises RequestError."""
     try:
-        text = service.worker.loop.engine.tokenizer.chat(messages)
+        return service.worker.loop.engine.tokenizer.chat([{**m, "content": _utf8(m["content"])} for m in messages])
     except Exception as error:  # a chat template is the model's own code and raises errors of its own
         raise RequestError(f"the model's chat template cannot render these messages: {error}") from error
-    return [Prompt(text, special_tokens_in_text=True)]
 
 
 def _utf8(text: str) -> str:

@@ -18,7 +18,7 @@ from hfray.serve.errors import ApiError, error_response, log_failure, overloaded
 if TYPE_CHECKING:
     from hfray.serve.replica import Service
 
-OPEN_PATHS = {"/", "/health", "/openapi.json"}  # they reveal nothing of the model or of anyone's requests
+OPEN_PATHS = {"/", "/health", "/ping", "/openapi.json"}  # they reveal nothing of the model or of anyone's requests
 
 
 class Guard:
