@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,14 @@ class Prompt:
 
 @dataclass(slots=True)
 class Completion:
-    """The answer to a prompt: text and finish reason ("stop", "length"), or an error ("error")."""
+    """The answer to a prompt: text and finish reason ("stop", "length"), or an error ("error").
+
+    Attributes:
+        response: the checked answer as a JSON value, if the answer had to have a form. An answer that does not fit is
+            an error that keeps its text.
+        reasoning: the thought of a reasoning model, if it was split from the text.
+        num_attempts: how often the engine tried; 0 if the answer needed no form.
+    """
 
     text: str | None = None
     finish_reason: str = "error"
@@ -24,7 +32,10 @@ class Completion:
     error: str | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
+    response: Any = None
+    reasoning: str | None = None
+    num_attempts: int = 0
 
     def without_tokens(self) -> Completion:
         """A small copy, without token ids and log-probabilities."""
-        return Completion(self.text, self.finish_reason, self.num_prompt_tokens, self.num_generated_tokens, self.error)
+        return replace(self, token_ids=[], logprobs=[])

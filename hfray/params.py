@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hfray.errors import RequestError
+from hfray.response import ResponseFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class GenerationParams:
         logprobs: number of most likely tokens to report with each generated token; 0 reports the generated token only.
         num_beams, length_penalty, early_stopping: beam search, for sequence-to-sequence models; None: the value of
             the model's generation_config.
+        split_reasoning: put the thought of a reasoning model (`<think>...</think>`) into a column of its own.
+        response: the form that the answer must have; a setting of its own (`response.*`), not of `generation.*`.
     """
 
     max_new_tokens: int | None = None
@@ -47,6 +50,8 @@ class GenerationParams:
     num_beams: int | None = None
     length_penalty: float | None = None
     early_stopping: bool | None = None
+    split_reasoning: bool = False
+    response: ResponseFormat | None = None
 
     DEFAULT_MAX_NEW_TOKENS = 256  # as transformers' text-generation pipeline
 
@@ -59,6 +64,8 @@ class GenerationParams:
                 raise ValueError(f"generation.{name}={value!r}: must be a number.")
             if not low <= value <= high:
                 raise ValueError(f"generation.{name}={value!r}: must be between {low} and {high}.")
+        if not isinstance(self.split_reasoning, bool):
+            raise ValueError(f"generation.split_reasoning={self.split_reasoning!r}: must be true or false.")
         for name in _INTEGERS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, int):
@@ -77,16 +84,23 @@ class GenerationParams:
         stop = given.pop("stop", ())
         stop = given.get("stop_strings", stop)
         given["stop_strings"] = tuple(stop) if isinstance(stop, list | tuple) else (stop,)
-        known = [field.name for field in fields(cls)]
+        known = cls.names()
         for key in given.keys() - set(known):
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean generation.{close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
             raise ValueError(f"generation.{key}={given[key]!r}: not a generation setting of hfray. {hint}")
         return cls(**given)
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """The settings of `generation.*`."""
+        return [field.name for field in fields(cls) if field.name != "response"]
+
     def to_mapping(self) -> dict[str, object]:
-        """The fields that differ from their defaults, as plain JSON values."""
+        """The settings of `generation.*` that differ from their defaults, as plain JSON values."""
+        known = self.names()
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        values = {name: value for name, value in values.items() if name in known}
         if "stop_strings" in values:
             values["stop_strings"] = list(values["stop_strings"])
         return values

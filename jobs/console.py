@@ -129,6 +129,9 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
         ("finish", ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.finish_reasons.items()))),
         ("failed", f"{written.failed:,}" + "".join(f"\n{n:,} x {e[:200]}" for e, n in written.errors.most_common(3))),
     ]
+    if written.responses:
+        counts = (f"{written.responses[name]:,} {name}" for name in ("valid", "invalid", "retried"))
+        lines.append(("answers", ", ".join(counts)))
     return lines + (_engine_lines(summary.engine) if summary.engine else [])
 
 

@@ -7,7 +7,8 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfray.data.output import OutputFolder, PartReport
+from hfray.data.output import OutputFolder
+from hfray.data.partreport import PartReport
 from hfray.data.records import OUTPUT_FIELDS
 from hfray.runs.recorder import RunRecorder
 from hfray.runs.snapshot import Snapshot, Totals, WorkerCounts

@@ -23,7 +23,7 @@ from hfray.batch.writer import Writer
 from hfray.cluster.pools import Pool
 from hfray.config.batch import BatchSettings
 from hfray.data import readers
-from hfray.data.output import PartReport
+from hfray.data.partreport import PartReport
 from hfray.engines.capacity import capacity_of
 
 BLOCKS_PER_WORKER = 64  # so that all workers finish at about the same time, and a crash costs a small share of the work

@@ -14,7 +14,8 @@ from hfray.data import manifest, readers
 from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
 from hfray.data.parts import drop_failed_rows, open_part
-from hfray.data.records import output_schema
+from hfray.data.records import OUTPUT_COLUMNS, output_schema
+from hfray.data.responses import ResponseColumns
 from hfray.data.scan import scan
 from hfray.data.table import Table
 from hfray.errors import SettingsError
@@ -112,6 +113,7 @@ def inspect(settings: BatchSettings) -> tuple[Table, OutputFolder]:
                 f"prompt.template={settings.prompt.template!r}: {{{name}}} is not a column of the input. "
                 f"Columns: {', '.join(table.schema.names)}. Rename it in the template, or add the column."
             )
+    _check_response(settings, table)
     output = OutputFolder(absolute(settings.output.path))
     return _check_output(settings, output, table), output
 
@@ -120,9 +122,21 @@ def _template_variables(settings: BatchSettings) -> list[str]:
     from hfray.inference.prompts import RecordPrompt
 
     try:
-        return list(RecordPrompt(settings.prompt).variables)
+        return list(RecordPrompt(settings.prompt, response=settings.response).variables)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+
+
+def _check_response(settings: BatchSettings, table: Table) -> None:
+    """Check the columns of answers that have a form. Raises SettingsError."""
+    responses, choices = ResponseColumns.of(settings), settings.response.choice_column
+    if responses is not None:
+        responses.check_names(table.schema.names, OUTPUT_COLUMNS)
+    if choices is not None and choices not in table.schema.names:
+        raise SettingsError(
+            f"response.choice={choices}: is not a column of the input. Columns: {', '.join(table.schema.names)}. Name a "
+            "column that holds each row's list of choices, or give one list for all rows: response.choice=[a,b]."
+        )
 
 
 def _check_model_paths(settings: BatchSettings) -> None:
@@ -166,14 +180,14 @@ def _check_output(settings: BatchSettings, output: OutputFolder, table: Table) -
             "made. Name another folder, or start over with output.overwrite=true."
         )
     check_fingerprint(fingerprint(settings), about.fingerprint, output.path)
-    return _with_columns_of(output, parts[0], table)
+    return _with_columns_of(output, parts[0], table, ResponseColumns.of(settings))
 
 
-def _with_columns_of(output: OutputFolder, part: str, table: Table) -> Table:
+def _with_columns_of(output: OutputFolder, part: str, table: Table, responses: ResponseColumns | None) -> Table:
     """The table, its columns in the order of an existing file. Raises SettingsError if the columns differ."""
     with open_part(output, part) as parquet:
         existing = parquet.schema_arrow.remove_metadata()
-    expected = output_schema(table.schema)
+    expected = output_schema(table.schema, responses)
     differ = [f.name for f in expected if f.name not in existing.names or existing.field(f.name).type != f.type]
     differ += [name for name in existing.names if name not in expected.names]
     if differ:

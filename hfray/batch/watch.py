@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from hfray.config.batch import BatchSettings
-from hfray.data.output import PartReport
+from hfray.data.partreport import PartReport
 from hfray.errors import JobError, SettingsError, TooManyErrorsError
 from hfray.runs.about import add_to_about
 from hfray.runs.recorder import RunRecorder

@@ -18,6 +18,7 @@ from hfray.batch.watchdog import Reporter, Watchdog
 from hfray.cluster.pools import workers_of
 from hfray.config.batch import BatchSettings
 from hfray.data import records
+from hfray.data.responses import ResponseColumns
 from hfray.errors import EngineDiedError, SettingsError
 from hfray.inference.worker import Worker
 
@@ -56,7 +57,8 @@ class BatchWorker:
             ray.get(monitor.failed.remote(self._name, self._failure, unusable))
             return
         _collect_garbage_rarely()
-        self._columns = worker.prompts.variables
+        self._columns = worker.columns
+        self._responses = ResponseColumns.of(settings)
         self._isolation = Isolation(worker.answer, lambda ids: monitor.run_alone.remote(self._name, list(ids)))
         engine, seconds = worker.loop.engine, time.monotonic() - started
         ray.get(monitor.ready.remote(self._name, seconds, engine.capacity, engine.precision))
@@ -94,7 +96,7 @@ class BatchWorker:
         prompts, completions = await self._isolation.answer(row_ids, rows, block["error"].to_pylist(), deaths)
         self._monitor.finish.remote(self._name, key)
         self._monitor.report.remote(self._name, self._worker.loop.stats)
-        return records.answered(block, prompts, completions)
+        return records.answered(block, prompts, completions, self._responses)
 
 
 def _collect_garbage_rarely() -> None:

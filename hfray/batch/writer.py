@@ -11,7 +11,8 @@ from ray.exceptions import ObjectLostError, RayError
 
 from hfray.batch.dataset import Block
 from hfray.cluster.nodes import on_driver_node
-from hfray.data.output import OutputFolder, PartReport
+from hfray.data.output import OutputFolder
+from hfray.data.partreport import PartReport
 
 MAX_WRITES = 4  # files written at the same time
 

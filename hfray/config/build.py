@@ -34,7 +34,7 @@ def explain(kind: type, error: ErrorDetails) -> str:
     place, value, reason = locate(kind, error["loc"]), error["input"], error["msg"]
     if error["type"] == "value_error":  # from our own checks, which name their section but do not know their pool
         words = reason.removeprefix("Value error, ")
-        return re.sub(rf"\b{place.section}\.", f"{place.key}.", words) if place.section else words
+        return re.sub(rf"\b{place.section}\.", f"{place.section_key}.", words) if place.section else words
     if error["type"] == "unexpected_keyword_argument":
         return f"{place.key}={value!r}: there is no such key. {nearest_key(kind, place)}"
     if error["type"] == "union_tag_not_found":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,12 @@ class Place:
     key: str
     section: str = ""
     siblings: tuple[str, ...] = ()
+
+    @property
+    def section_key(self) -> str:
+        """The key of the section: the key itself, or the part before the field of the section that it names."""
+        is_section = re.search(rf"(^|\.){self.section}(\[\d+\])?$", self.key)
+        return self.key if is_section else self.key.rpartition(".")[0]
 
 
 def declared_types(kind: type, prefix: str = "") -> Iterator[tuple[str, set[object]]]:

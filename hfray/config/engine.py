@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from hfray.config.backend import STRICT, Backend, ModelSettings
 from hfray.config.precision import asked_precision, check_precision
+from hfray.config.response import ResponseSettings
 from hfray.params import GenerationParams
 
 PromptFormat = Literal["f-string", "jinja2", "mustache"]
@@ -64,6 +66,7 @@ class EngineSettings:
     backend: Backend = Field(discriminator="name")
     device: DeviceSettings = Field(default_factory=DeviceSettings)
     generation: dict[str, object] = Field(default_factory=dict)
+    response: ResponseSettings = Field(default_factory=ResponseSettings)
 
     def __post_init__(self) -> None:
         if self.task == "text-generation" and (self.params.num_beams or 1) > 1:
@@ -74,6 +77,7 @@ class EngineSettings:
         if self.backend.name == "transformers" and self.backend.paged:
             self._check_paged()
         check_precision(self.model, self.backend)
+        self.response.check_engine(self.backend, self.task)
 
     @property
     def asked_precision(self) -> str:
@@ -95,5 +99,5 @@ class EngineSettings:
 
     @property
     def params(self) -> GenerationParams:
-        """The generation settings, checked."""
-        return GenerationParams.from_mapping(self.generation)
+        """The generation settings with the form of the answers, checked."""
+        return replace(GenerationParams.from_mapping(self.generation), response=self.response.format)

@@ -10,12 +10,13 @@ from hfray.config.declared import declared_types
 OVERRIDE = re.compile(r"(?P<key>(\+\+|\+)?[\w@/.-]+)=(?P<value>.*)", re.DOTALL)
 T = TypeVar("T")
 STAND_IN = "text_typed_as_override_{}_"
-# Keys that take text and that no settings class declares: `generation` is an open mapping, and composing replaces
-# `prompt.template_file` by the file's text.
+# Keys that take text although no settings class says so: `generation` is an open mapping, composing replaces
+# `prompt.template_file` by the file's text, and Hydra's grammar cannot read a JSON Schema.
 UNDECLARED: dict[str, set[object]] = {
     "generation.stop": {str, list, type(None)},
     "generation.stop_strings": {str, list, type(None)},
     "prompt.template_file": {str, type(None)},
+    "response.schema": {str, type(None)},
 }
 
 

@@ -7,14 +7,13 @@ import json
 import os
 import posixpath
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from hfray.data.partreport import PartReport
 from hfray.data.paths import open_filesystem
 from hfray.errors import SettingsError, SupersededError, WriteError
 
@@ -22,61 +21,8 @@ OWN = "_hfray"
 ASIDE = f"{OWN}/aside"  # where files of `_hfray/` are written before they are renamed
 WRITING = "writing-"  # with a run's id: where its Parquet files are written before they are renamed
 PART = re.compile(r"part-(?P<run_id>\w+)-\d+\.parquet")
-SAMPLES_PER_PART = 5
-ERRORS_KEPT = 20
 DAMAGED_REMEDY = "Delete that file, or use another output folder"
 HIDDEN = (".", "_")
-
-
-@dataclass(slots=True)
-class PartReport:
-    """Counts and samples of the rows in one output file."""
-
-    rows: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    finish_reasons: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    samples: list[dict[str, object]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, table: pa.Table) -> PartReport:
-        """Count the rows of an output table."""
-        report = cls(rows=table.num_rows)
-        report.prompt_tokens = _total(table["num_prompt_tokens"])
-        report.generated_tokens = _total(table["num_generated_tokens"])
-        report.finish_reasons.update(
-            {v["values"]: v["counts"] for v in table["finish_reason"].value_counts().to_pylist()}
-        )
-        good = table["error"].is_null()
-        bad = table["error"].drop_null()
-        report.failed = len(bad)
-        report.errors.update({v["values"]: v["counts"] for v in bad.value_counts().to_pylist()[:1000]})
-        columns = ["row_id", "prompt", "generated_text", "finish_reason"]
-        report.samples = table.select(columns).filter(good).slice(0, SAMPLES_PER_PART).to_pylist()
-        return report
-
-    def to_json(self) -> dict[str, object]:
-        """The report as plain values, with the most frequent errors only."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain["finish_reasons"] = dict(self.finish_reasons)
-        plain["errors"] = dict(self.errors.most_common(ERRORS_KEPT))
-        return plain
-
-    def add(self, other: PartReport) -> None:
-        """Add the counts of another file."""
-        self.rows += other.rows
-        self.failed += other.failed
-        self.prompt_tokens += other.prompt_tokens
-        self.generated_tokens += other.generated_tokens
-        self.finish_reasons.update(other.finish_reasons)
-        self.errors.update(other.errors)
-        self.samples = (self.samples + other.samples)[:SAMPLES_PER_PART]
-
-
-def _total(column: pa.ChunkedArray) -> int:
-    return int(column.drop_null().to_numpy().sum())
 
 
 class OutputFolder:

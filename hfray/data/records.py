@@ -1,15 +1,19 @@
-"""The row contract: the columns of an output row, and how rows become output rows. One row in, one row out."""
+"""The row contract: the columns of an output row, and how rows become output rows. One row in, one row out.
+
+A job whose answers have a form adds the columns of its ResponseColumns before `error`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from hfray.completion import Completion
 from hfray.data import jsontypes
 from hfray.data.jsontypes import JsonValue
+from hfray.data.responses import ResponseColumns
 
 OUTPUT_FIELDS = [
     pa.field("row_id", pa.string()),
@@ -26,9 +30,12 @@ READ_FIELDS = [pa.field("row_id", pa.string()), pa.field("error", pa.string())]
 ALONE_ID = "record"  # the row_id of a single record without id column, which has no position
 
 
-def output_schema(input_schema: pa.Schema) -> pa.Schema:
-    """The schema of every output file: the input's columns, then OUTPUT_FIELDS."""
-    return pa.schema([*input_schema, *OUTPUT_FIELDS])
+def output_schema(input_schema: pa.Schema, responses: ResponseColumns | None = None) -> pa.Schema:
+    """The schema of every output file: the input's columns, then OUTPUT_FIELDS with the answers' columns."""
+    if responses is None:
+        return pa.schema([*input_schema, *OUTPUT_FIELDS])
+    *before, error = OUTPUT_FIELDS
+    return pa.schema([*input_schema, *before, *responses.fields, error], metadata=responses.metadata or None)
 
 
 def read_schema(input_schema: pa.Schema) -> pa.Schema:
@@ -69,8 +76,16 @@ def python_rows(block: pa.Table) -> list[dict[str, object]]:
     ]
 
 
-def answered(block: pa.Table, prompts: Sequence[str | None], completions: Sequence[Completion]) -> pa.Table:
+def answered(
+    block: pa.Table,
+    prompts: Sequence[str | None],
+    completions: Sequence[Completion],
+    responses: ResponseColumns | None = None,
+) -> pa.Table:
     """The output rows of a read block: the block's columns, then each row's prompt and completion, in order.
+
+    Args:
+        responses: the columns of the answers, if they have a form. A row whose answer its column cannot store fails.
 
     Raises:
         RuntimeError: the numbers of rows, prompts and completions differ.
@@ -78,6 +93,10 @@ def answered(block: pa.Table, prompts: Sequence[str | None], completions: Sequen
     if not len(prompts) == len(completions) == block.num_rows:
         raise RuntimeError(f"{block.num_rows} rows in, {len(prompts)} prompts and {len(completions)} completions out")
     inputs = block.drop_columns([field.name for field in READ_FIELDS])
+    typed: list[pa.Array] = []
+    if responses is not None:
+        typed, unfit = responses.arrays(completions)
+        completions = [_failed(c, error) if error else c for c, error in zip(completions, unfit, strict=True)]
     arrays = [
         block["row_id"],
         _texts(prompts),
@@ -85,9 +104,15 @@ def answered(block: pa.Table, prompts: Sequence[str | None], completions: Sequen
         _texts([c.finish_reason for c in completions]),
         pa.array([c.num_prompt_tokens for c in completions], pa.int32()),
         pa.array([c.num_generated_tokens for c in completions], pa.int32()),
+        *typed,
         _texts([c.error for c in completions]),
     ]
-    return pa.Table.from_arrays([*inputs.columns, *arrays], schema=output_schema(inputs.schema))
+    return pa.Table.from_arrays([*inputs.columns, *arrays], schema=output_schema(inputs.schema, responses))
+
+
+def _failed(completion: Completion, error: str) -> Completion:
+    """The completion as an error that keeps its text."""
+    return replace(completion, error=error, finish_reason="error")
 
 
 def _texts(values: Sequence[str | None]) -> pa.Array:
@@ -111,9 +136,15 @@ class ReadRow:
         """The row's id, which seeds its random numbers."""
         return self.block["row_id"][0].as_py()
 
-    def answered(self, prompt: str | None, completion: Completion | None, error: str | None) -> dict[str, object]:
+    def answered(
+        self,
+        prompt: str | None,
+        completion: Completion | None,
+        error: str | None,
+        responses: ResponseColumns | None = None,
+    ) -> dict[str, object]:
         """The output row as a dict. `error` says why there is no completion."""
-        table = answered(self.block, [prompt], [completion or Completion(error=error)])
+        table = answered(self.block, [prompt], [completion or Completion(error=error)], responses)
         return python_rows(table)[0]
 
 

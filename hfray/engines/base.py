@@ -9,6 +9,7 @@ from typing import Protocol
 
 from hfray.errors import EngineDiedError, RequestError
 from hfray.params import GenerationParams
+from hfray.response import ResponseFormat
 
 __all__ = ["Engine", "EngineDiedError", "GenerationParams", "Request", "RequestError", "StepOutput", "Tokenizer"]
 
@@ -40,6 +41,9 @@ class Request:
         prompt_ids: the prompt's token ids, at least one, fewer than the engine's context length.
         max_new_tokens: the maximum number of tokens to generate, already limited to the context.
         seed: seed of this request's random numbers; used only if `params.sampling`.
+
+    If `params.response` is set, the engine lets the model write nothing else, and the request ends when the answer is
+    complete.
     """
 
     id: int
@@ -71,7 +75,7 @@ class StepOutput:
 class Engine(ABC):
     """A model on a device. Each step advances all running requests.
 
-    Not thread-safe: only an `EngineLoop` calls it. Any exception from `step`, and any exception from `add` except
+    Not thread-safe, `prepare` apart: only an `EngineLoop` calls it. Any exception from `step`, and any exception from `add` except
     RequestError, means that the engine is dead.
 
     Attributes:
@@ -100,6 +104,14 @@ class Engine(ABC):
     def room(self, params: GenerationParams, prompt_tokens: int) -> int:
         """The number of tokens that may be generated after a prompt. Raises RequestError if there is no room."""
         return params.max_tokens_for(prompt_tokens, self.context_length)
+
+    def prepare(self, form: ResponseFormat) -> None:
+        """Compile a form of answers, once, before requests with it are added.
+
+        The only method that other threads than the loop's call: compiling takes long, and the steps go on meanwhile.
+        Raises RequestError if this engine cannot hold answers to the form.
+        """
+        raise RequestError(f"response: this engine cannot hold answers to a {form.kind}. Use another backend.")
 
     @abstractmethod
     def add(self, request: Request) -> None:

@@ -11,6 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
+from hfray.engines.fakeanswers import byte_tokenizer, fitting_answer
+from hfray.engines.guides import Guides
+from hfray.response import ResponseFormat
 
 HOLD_POLL_SECONDS = 0.02
 WORDS = "the a model row answer is of and to in it that was for on are as with they at be this from have or".split()
@@ -80,7 +83,11 @@ class FakeEngine(Engine):
         self._hold_after, self._hold_until, self._answered = hold_after, hold_until, 0
         self._waiting: deque[Request] = deque()
         self._running: dict[int, tuple[Request, bytes, int]] = {}
+        self._guides = Guides(byte_tokenizer)
         self._log = open(answer_log, "ab", buffering=0) if answer_log else None  # noqa: SIM115  open as long as the engine
+
+    def prepare(self, form: ResponseFormat) -> None:
+        self._guides.prepare(form)
 
     def add(self, request: Request) -> None:
         if request.params.logprobs is not None:
@@ -140,8 +147,14 @@ class FakeEngine(Engine):
         return None
 
     def _write(self, request: Request) -> bytes:
-        """4 to 11 words, cut at `max_new_tokens` bytes; with ignore_eos, exactly `max_new_tokens` bytes."""
+        """4 to 11 words, cut at `max_new_tokens` bytes; with ignore_eos, exactly `max_new_tokens` bytes.
+
+        If the answer must have a form: values that fit it.
+        """
         number = zlib.crc32(bytes(request.prompt_ids), request.seed)
+        if request.params.response is not None:
+            form = request.params.response
+            return fitting_answer(self._guides.start(form), number, request.max_new_tokens, form.after_thought)
         count = request.max_new_tokens if request.params.ignore_eos else 4 + number % 8
         words = [WORDS[(number >> (i % 24)) % len(WORDS)] for i in range(count)]
         return (" " + " ".join(words)).encode()[: request.max_new_tokens]

@@ -17,9 +17,11 @@ from openvino_genai.py_openvino_genai import GenerationHandle
 
 from hfray.engines.base import NO_CHAT_TEMPLATE, Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import capacity_for_cache
+from hfray.engines.genaiforms import structured_output
 from hfray.engines.precision import compile_layer, openvino_properties, precision_of_compiled
 from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import check_tokenizer, context_length, end_token_ids, kv_values_per_token
+from hfray.response import ResponseFormat
 
 KV_CACHE_SHARE = 0.25  # default KV cache size as a share of the free memory
 KV_CACHE_GIB = (1, 16)  # limits of the default size
@@ -122,6 +124,10 @@ class OpenVINOEngine(Engine):
         self._waiting = WaitingRequests()
         self._prefixes = PrefixIndex(self._kv_cache_tokens(folder)) if prefix_caching else None
 
+    def prepare(self, form: ResponseFormat) -> None:
+        """GenAI compiles a form when its first request starts, and keeps it; here it is only checked and converted."""
+        structured_output(form)
+
     def add(self, request: Request) -> None:
         if (request.params.num_beams or 1) > 1:
             raise RequestError("generation.num_beams > 1 is not supported by backend=openvino; use transformers")
@@ -221,7 +227,9 @@ class OpenVINOEngine(Engine):
         config.stop_token_ids = self._defaults.stop_token_ids
         config.max_new_tokens = request.max_new_tokens
         config.min_new_tokens = min(params.min_new_tokens, request.max_new_tokens)
-        config.ignore_eos = params.ignore_eos
+        config.ignore_eos = params.ignore_eos and params.response is None
+        if params.response is not None:
+            config.structured_output_config = structured_output(params.response)
         config.do_sample = params.sampling
         config.rng_seed = request.seed
         config.apply_chat_template = False

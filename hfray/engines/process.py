@@ -20,6 +20,7 @@ from typing import Any
 from hfray.engines.base import Engine, Request, RequestError, StepOutput, Tokenizer
 from hfray.engines.load import SEQ2SEQ, load_engine
 from hfray.errors import EngineDiedError
+from hfray.response import ResponseFormat
 
 CLOSE_SECONDS = 5.0
 
@@ -47,6 +48,12 @@ class ProcessEngine(Engine):
         self._cancels: list[int] = []
         loaded = self._ask((settings, folder, threads))
         self.capacity, self.context_length, self.precision, self.top_logprobs = loaded
+
+    def prepare(self, form: ResponseFormat) -> None:
+        """Check the form here: only OpenVINO runs in a child, and GenAI compiles forms itself."""
+        from hfray.engines.genaiforms import structured_output
+
+        structured_output(form)
 
     def add(self, request: Request) -> None:
         self._unfinished.add(request.id)

@@ -11,14 +11,16 @@ from typing import Any
 from vllm import EngineArgs, LLMEngine
 from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from hfray.config.formats import format_name
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.precision import precision_of
 from hfray.engines.torch.checkpoint import load_tokenizer
 from hfray.engines.waiting import WaitingRequests
+from hfray.grammars import closed
 from hfray.models.folder import end_token_ids, stored_end_token_ids
+from hfray.response import ResponseFormat
 
 # vLLM runs in this process, so that a dead engine ends the worker. vLLM reads these variables.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -66,6 +68,11 @@ class VLLMEngine(Engine):
         self.end_ids = end_token_ids(stored_end_token_ids(folder), self.tokenizer.hf.eos_token_id)
         self._waiting = WaitingRequests()
         self._running: dict[int, _Running] = {}
+
+    def prepare(self, form: ResponseFormat) -> None:
+        """vLLM compiles forms itself, off its steps; it refuses those that it cannot compile when they are added."""
+        if form.after_thought:
+            raise RequestError("response.after_reasoning=true: is not supported by backend=vllm; use transformers")
 
     def add(self, request: Request) -> None:
         if request.params.no_repeat_ngram_size:
@@ -127,12 +134,21 @@ class VLLMEngine(Engine):
             seed=request.seed if params.sampling else None,
             max_tokens=request.max_new_tokens,
             min_tokens=min(params.min_new_tokens, request.max_new_tokens),
-            ignore_eos=params.ignore_eos,
+            ignore_eos=params.ignore_eos and params.response is None,
+            structured_outputs=None if params.response is None else _structured(params.response),
             stop_token_ids=[] if params.ignore_eos else sorted(self.end_ids),
             logprobs=params.logprobs,
             detokenize=False,  # the loop detokenizes for all engines
             output_kind=RequestOutputKind.DELTA,
         )
+
+
+def _structured(form: ResponseFormat) -> StructuredOutputsParams:
+    if form.kind == "choice":
+        return StructuredOutputsParams(choice=form.choices)
+    if form.kind == "schema":
+        return StructuredOutputsParams(json=closed(form.schema), disable_any_whitespace=True)
+    return StructuredOutputsParams(**{form.kind: form.text})
 
 
 def _precision(engine: Any) -> str:

@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from hfray.completion import Completion, Prompt
 from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
@@ -16,21 +15,10 @@ from hfray.errors import EngineDiedError
 from hfray.inference.dedup import Dedup, dedup_key
 from hfray.inference.detokenizer import CompletionText
 from hfray.inference.handle import Handle
-from hfray.inference.stats import LoopStats, Progress
+from hfray.inference.sequence import EngineSequence
+from hfray.inference.stats import LoopStats
 
 FULL = 0.8  # a step counts as full if at least this share of the engine's capacity is running
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """One request in the engine, and the handles that wait for it: the leader's and its followers'."""
-
-    request: Request
-    text: CompletionText
-    handles: list[Handle]
-    key: bytes | None = None
-    progress: Progress = field(default_factory=Progress)
-    logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
 
 
 class EngineLoop:
@@ -51,8 +39,8 @@ class EngineLoop:
         self.stats = LoopStats(capacity=engine.capacity)
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._sequences: dict[int, _Sequence] = {}
-        self._dedup: Dedup[_Sequence] = Dedup()
+        self._sequences: dict[int, EngineSequence] = {}
+        self._dedup: Dedup[EngineSequence] = Dedup()
         self._ids = itertools.count(1)
         self._closing = self._ended = False
         self._died: EngineDiedError | None = None
@@ -90,7 +78,8 @@ class EngineLoop:
         before = request.prompt_ids if self.engine.continues_prompt else []
         text = CompletionText(self.engine.tokenizer, before, params.stop_strings, stream)
         key = dedup_key(prompt, params) if share and not params.sampling else None
-        sequence = _Sequence(request, text, [handle], key)
+        sample = sample if params.sampling else ""  # a greedy text depends on the prompt alone, also when tried again
+        sequence = EngineSequence(request, prompt, sample, text, [handle], key)
         self._post(lambda: self._add(sequence, handle))
         return handle
 
@@ -128,6 +117,8 @@ class EngineLoop:
                 raise RequestError("the prompt is empty, and the model has no beginning-of-sequence token")
             ids = [tokenizer.bos_id]
         room = self.engine.room(params, len(ids))
+        if params.response is not None:
+            self.engine.prepare(params.response)
         seed = params.row_seed(prompt.text, sample) if params.sampling else 0
         return Request(id=next(self._ids), prompt_ids=ids, max_new_tokens=room, params=params, seed=seed)
 
@@ -185,7 +176,7 @@ class EngineLoop:
         if self.after_step is not None:
             self.after_step()
 
-    def _add(self, sequence: _Sequence, handle: Handle) -> None:
+    def _add(self, sequence: EngineSequence, handle: Handle) -> None:
         if handle.done():  # cancelled on its way in
             return
         if self._died is not None:
@@ -201,6 +192,9 @@ class EngineLoop:
                 handle.request_id = leader.request.id
                 leader.handles.append(handle)
                 return
+        self._run_sequence(sequence)
+
+    def _run_sequence(self, sequence: EngineSequence) -> None:
         self._sequences[sequence.request.id] = sequence  # before `add`: if the engine dies there, `_die` finds it
         self.stats.start(sequence.request.max_new_tokens)
         try:
@@ -245,21 +239,21 @@ class EngineLoop:
         if ended:
             self._finish(sequence, output)
 
-    def _forget(self, sequence: _Sequence) -> None:
+    def _forget(self, sequence: EngineSequence) -> None:
         del self._sequences[sequence.request.id]
         self.stats.running_lengths[sequence.progress.bucket] -= 1
 
-    def _finish(self, sequence: _Sequence, output: StepOutput) -> None:
-        completion = Completion(num_prompt_tokens=len(sequence.request.prompt_ids), error=output.error)
-        if output.error is None:
-            completion.text = sequence.text.text
-            completion.finish_reason = "stop" if sequence.text.stopped else output.finish_reason or "stop"
-            completion.num_generated_tokens = sequence.progress.generated
-            completion.token_ids = sequence.text.token_ids
-            completion.logprobs = sequence.logprobs
+    def _finish(self, sequence: EngineSequence, output: StepOutput) -> None:
+        completion = sequence.completion(output)
+        again = sequence.next_try(completion, self.engine, next(self._ids))
+        if again is not None:
+            self._run_sequence(again)
+            return
+        if completion.error is not None:
+            completion.finish_reason = "error"
         stats = self.stats
         stats.rows += 1
-        stats.failed_rows += output.error is not None
+        stats.failed_rows += completion.error is not None
         stats.answer_lengths[sequence.progress.bucket] += 1
         leader, *followers = sequence.handles
         leader.finish(completion)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from langchain_core.prompts import PromptTemplate
 
     from hfray.config.engine import PromptFormat, PromptSettings
+    from hfray.config.response import ResponseSettings
     from hfray.engines.base import Tokenizer
 
 
+SCHEMA = "response_schema"  # the variable of a template that becomes the JSON Schema of the answers
 ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 
 
@@ -33,20 +36,33 @@ class RecordPrompt:
     Args:
         settings: template or target, chat or not.
         tokenizer: the engine's, for its chat template; may be None if only `variables` is needed.
+        response: the form of the answers. A JSON Schema takes the place of `{response_schema}` in the prompt.
+
+    Attributes:
+        variables: the columns that the prompt needs; empty if a target does not name them.
 
     Raises:
         ValueError: the template does not parse; the message names the key.
         SettingsError: `prompt.chat` is true, and the model has no chat template.
     """
 
-    def __init__(self, settings: PromptSettings, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        settings: PromptSettings,
+        tokenizer: Tokenizer | None = None,
+        response: ResponseSettings | None = None,
+    ) -> None:
         self._settings, self._tokenizer = settings, tokenizer
+        schema = None if response is None else response.schema
+        self._extra = {} if schema is None else {SCHEMA: json.dumps(schema, ensure_ascii=False)}
         if settings.chat and tokenizer is not None and not tokenizer.has_chat_template:
             raise SettingsError(NO_CHAT_TEMPLATE)
         if settings.target:
             target = _load_target(settings.target)
-            self.variables: Sequence[str] = sorted(getattr(target, "input_variables", []))
-            self._fill: Callable[[Mapping[str, object]], object] = lambda record: target.invoke(dict(record))
+            self.variables: Sequence[str] = self._columns(getattr(target, "input_variables", []))
+            self._fill: Callable[[Mapping[str, object]], object] = lambda record: target.invoke(
+                {**record, **self._extra}
+            )
             return
         if settings.template is None:
             raise ValueError("prompt.template is not given. Add `prompt.template=...`, or prompt.target._target_=... .")
@@ -57,8 +73,8 @@ class RecordPrompt:
             template = _parse(settings.template, settings.format)
             names = sorted(template.input_variables)
             fill = fill if settings.format == "f-string" else template.format
-        self.variables = names
-        self._fill = lambda record: fill(**{name: record[name] for name in names})
+        self.variables = columns = self._columns(names)
+        self._fill = lambda record: fill(**{name: record[name] for name in columns}, **self._extra)
 
     def render(self, record: Mapping[str, object]) -> Prompt:
         """The prompt of one record.
@@ -76,6 +92,10 @@ class RecordPrompt:
         except Exception as error:
             raise RequestError(f"the prompt template fails on this row: {type(error).__name__}: {error}") from error
         return self._finish(value)
+
+    def _columns(self, variables: Iterable[str]) -> list[str]:
+        """The variables that are columns, sorted."""
+        return sorted(name for name in variables if name not in self._extra)
 
     def _finish(self, value: object) -> Prompt:
         if isinstance(value, str):

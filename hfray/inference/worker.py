@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfray.completion import Completion, Prompt
 from hfray.errors import EngineDiedError, RequestError
 from hfray.inference.handle import Handle, gather
 from hfray.inference.loop import EngineLoop
+from hfray.params import GenerationParams
 
 if TYPE_CHECKING:
     from hfray.config.batch import BatchSettings
@@ -45,13 +47,31 @@ class Worker:
         self.settings, self._params = settings, settings.params
         load = load_apart if apart else load_engine
         self.loop = EngineLoop(load(settings, folder=folder, threads=threads), on_death)
-        self.prompts = RecordPrompt(settings.prompt, self.loop.engine.tokenizer)
+        self.prompts = RecordPrompt(settings.prompt, self.loop.engine.tokenizer, settings.response)
+        # The columns that `params_of` and the prompts read; all columns if it is empty.
+        self.columns = list(self.prompts.variables)
+        choices = settings.response.choice_column
+        if choices is not None and self.columns and choices not in self.columns:
+            self.columns.append(choices)
         self._calls: set[_Call] = set()
 
     @property
     def answered_rows(self) -> int:
         """Finished rows of the `answer` calls that have not returned yet."""
         return sum(call.count_finished() for call in list(self._calls))
+
+    def params_of(self, row: Mapping[str, object]) -> GenerationParams:
+        """The parameters of one record. Raises RequestError if its column of choices holds none."""
+        response = self.settings.response
+        if response.choice_column is None:
+            return self._params
+        choices: Any = row.get(response.choice_column)
+        given = isinstance(choices, list) and all(isinstance(choice, str) and choice for choice in choices)
+        if not choices or not given or len(set(choices)) < len(choices):
+            raise RequestError(
+                f"column {response.choice_column!r} must hold a list of different texts (response.choice), not {choices!r}"
+            )
+        return dataclasses.replace(self._params, response=response.of_choices(choices))
 
     async def answer(
         self, row_ids: Sequence[str], rows: Sequence[Mapping[str, object]], errors: Sequence[str | None]
@@ -80,20 +100,20 @@ class Worker:
         rows: Sequence[Mapping[str, object]],
         errors: Sequence[str | None],
     ) -> None:
-        prompts: list[tuple[str, int, Prompt]] = []
+        prompts: list[tuple[str, int, Prompt, GenerationParams]] = []
         for i, (row, error) in enumerate(zip(rows, errors, strict=True)):
             try:
                 if error is not None:
                     raise RequestError(error)
-                prompt = self.prompts.render(row)
+                prompt, params = self.prompts.render(row), self.params_of(row)
             except RequestError as fault:
                 call.handles[i] = self.loop.refuse(str(fault))
                 continue
             call.prompts[i] = prompt.text
-            prompts.append((prompt.text, i, prompt))
+            prompts.append((prompt.text, i, prompt, params))
         prompts.sort(key=itemgetter(0))  # prompts with a common beginning run together and hit the prefix cache
-        for _, i, prompt in prompts:
-            call.handles[i] = self.loop.submit(prompt, self._params, sample=row_ids[i], share=True)
+        for _, i, prompt, params in prompts:
+            call.handles[i] = self.loop.submit(prompt, params, sample=row_ids[i], share=True)
 
 
 class _Call:

@@ -59,11 +59,25 @@ def fingerprint(settings: BatchSettings) -> dict[str, Any]:
     for name in ("template", "format", "chat", "system", "target"):
         flat[f"prompt.{name}"] = getattr(settings.prompt, name)
     flat |= {f"generation.{key}": value for key, value in settings.params.to_mapping().items()}
+    flat |= {f"response.{key}": value for key, value in _response(settings).items()}
     engines = {json.dumps(found, sort_keys=True): found for found in map(_engine, settings.pools.values())}
     flat |= (
         next(iter(engines.values())) if len(engines) == 1 else {"engines": [engines[key] for key in sorted(engines)]}
     )
     return {key: value for key, value in flat.items() if value is not None}
+
+
+def _response(settings: BatchSettings) -> dict[str, Any]:
+    """What decides the form of the answers and their columns; empty if answers need no form."""
+    response = settings.response
+    if not response.given:
+        return {}
+    found: dict[str, Any] = {"choice": response.choice_column, "retries": response.retries}
+    if response.format is not None:
+        found[response.format.kind] = response.format.text
+    for name in ("flatten", "parse_formats", "after_reasoning"):
+        found[name] = getattr(response, name) or None
+    return found
 
 
 def _engine(settings: BatchSettings) -> dict[str, Any]:

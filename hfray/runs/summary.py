@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 
-from hfray.data.output import PartReport
+from hfray.data.partreport import PartReport
 from hfray.errors import ExitCode
 from hfray.runs.fromjson import from_json
 from hfray.runs.snapshot import PoolCounts, WorkerCounts

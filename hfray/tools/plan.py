@@ -24,6 +24,7 @@ from hfray.data.output import OutputFolder
 from hfray.data.records import python_rows
 from hfray.data.table import Table
 from hfray.errors import EngineDiedError, RequestError, SettingsError
+from hfray.params import GenerationParams as Params
 from hfray.runs.contents import Lengths
 
 if TYPE_CHECKING:
@@ -176,21 +177,21 @@ def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Tr
         trial.start_seconds, trial.precision = time.monotonic() - started, worker.loop.engine.precision
         prompts = _render(settings, worker, rows, trial)
         capacity = worker.loop.engine.capacity
-        _run(settings, worker, prompts[: min(MAX_TRIED, max(MIN_TRIED, 2 * capacity))], trial)
+        _run(worker, prompts[: min(MAX_TRIED, max(MIN_TRIED, 2 * capacity))], trial)
     finally:
         worker.loop.close()
     return trial
 
 
-def _render(settings: BatchSettings, worker: Worker, rows: pa.Table, trial: Trial) -> list[Prompt]:
-    """The prompts that the engine accepts. Counts the tokens of every prompt, and the errors of the other rows."""
+def _render(settings: BatchSettings, worker: Worker, rows: pa.Table, trial: Trial) -> list[tuple[Prompt, Params]]:
+    """The prompts that the engine accepts, with their parameters. Counts the tokens of every prompt, and the errors of the other rows."""
     engine, prompts = worker.loop.engine, []
     trial.context_length = engine.context_length
     for row in python_rows(rows):
         try:
             if row["error"] is not None:
                 raise RequestError(row["error"])
-            prompt = worker.prompts.render(row)
+            prompt, params = worker.prompts.render(row), worker.params_of(row)
         except RequestError as fault:
             trial.errors[str(fault)] += 1
             continue
@@ -201,17 +202,17 @@ def _render(settings: BatchSettings, worker: Worker, rows: pa.Table, trial: Tria
         except RequestError:
             trial.too_long += 1
             continue
-        prompts.append(prompt)
+        prompts.append((prompt, params))
     return prompts
 
 
-def _run(settings: BatchSettings, worker: Worker, prompts: list[Prompt], trial: Trial) -> None:
+def _run(worker: Worker, prompts: list[tuple[Prompt, Params]], trial: Trial) -> None:
     """Run prompts and measure the engine's pace while it is full.
 
     Once no prompt waits, the engine drains, and its pace no longer predicts the pace of a long run.
     """
     started, finished = time.monotonic(), []
-    handles = [worker.loop.submit(prompt, settings.params) for prompt in prompts]
+    handles = [worker.loop.submit(prompt, params) for prompt, params in prompts]
     full: tuple[float, int] | None = None  # seconds and generated tokens at the end of the full time
     try:
         for handle in as_completed(handles, timeout=TRY_SECONDS):
@@ -222,7 +223,7 @@ def _run(settings: BatchSettings, worker: Worker, prompts: list[Prompt], trial: 
         full = full or (time.monotonic() - started, sum(handle.num_tokens for handle in handles))
     trial.tried, trial.seconds = len(prompts), time.monotonic() - started
     tokens = 0
-    for prompt, handle in [pair for pair in zip(prompts, handles, strict=True) if pair[1] in finished]:
+    for (prompt, _), handle in [pair for pair in zip(prompts, handles, strict=True) if pair[1] in finished]:
         completion = handle.result()
         if completion.error is not None:
             trial.errors[completion.error] += 1

@@ -26,7 +26,7 @@ from hfray.tools.bench_cases import BenchSettings
 from hfray.tools.export import ExportSettings
 
 ENTRY = re.compile(r"(?P<indent> *)(?P<name>\w+):(?P<value>.*?)(\s# (?P<meaning>.*))?")
-ENGINE_KEYS = ("model", "task", "backend", "device", "generation", "prompt")
+ENGINE_KEYS = ("model", "task", "backend", "device", "generation", "prompt", "response")
 INTRODUCTION = """# Settings
 
 `make docs` writes this page from the settings classes and the comments in conf/. Do not edit it.
@@ -73,6 +73,7 @@ def settings_page() -> str:
     parts += ["## Generation: `generation.*`\n", "`stop` is another name of `stop_strings`.\n", _table(_generation())]
     source = "prompt/think_step_by_step"
     parts += ["## Prompt: `prompt=`, `prompt.*`\n", _choices("prompt"), _section("prompt", engine["prompt"], source)]
+    parts += ["## Typed answers: `response.*`\n", _section("response", engine["response"], "engine")]
     shown: set[str] = set(ENGINE_KEYS)
     for title, command, kind, root in COMMANDS:
         parts += [f"## {title}: `{command}`\n", _command(kind, root, shown)]
@@ -151,6 +152,7 @@ def _generation() -> list[Key]:
             meanings.get(field.name, "as in transformers' GenerationConfig"),
         )
         for field in dataclasses.fields(GenerationParams)
+        if field.name in GenerationParams.names()
     ]
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from hfray.batch.job import _finish
 from hfray.batch.preflight import prepare
-from hfray.data.output import OutputFolder, PartReport
+from hfray.data.output import OutputFolder
+from hfray.data.partreport import PartReport
 from hfray.errors import ExitCode, SettingsError
 from hfray.runs.summary import Summary
 from tests.conftest import batch_settings

@@ -12,7 +12,7 @@ from hfray.batch.watch import (
     unlike_precisions,
 )
 from hfray.cluster.pools import Pool
-from hfray.data.output import PartReport
+from hfray.data.partreport import PartReport
 from hfray.errors import JobError, SettingsError, TooManyErrorsError
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 from hfray.runs.summary import Summary

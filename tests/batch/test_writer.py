@@ -8,7 +8,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from hfray.batch import writer as module
 from hfray.batch.dataset import Block
 from hfray.batch.writer import Writer
-from hfray.data.output import PartReport
+from hfray.data.partreport import PartReport
 
 
 class Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,9 +11,13 @@ import pytest
 from hfray.completion import Prompt
 from hfray.engines.base import Request
 from hfray.engines.precision import cpu_computes_bf16
+from hfray.inference.detokenizer import UNFINISHED
 from hfray.inference.loop import EngineLoop
+from hfray.inference.validator import validator_of
 from hfray.params import GenerationParams
+from hfray.response import ResponseFormat
 from tests.engines.making import ENGINES, PROMPTS, assert_same_completions, make_engine, model_folder
+from tests.schemas import REVIEW, TREE
 from tests.ties import log_probabilities
 
 WITHOUT_LOGPROBS = ("fake", "paged-llama")
@@ -200,6 +205,89 @@ def test_the_likeliest_tokens_are_those_of_the_model_or_refused(loop, folder, re
         assert [value for _, value in likeliest] == pytest.approx(row.topk(3).values.tolist(), abs=0.01)
         assert [value for _, value in likeliest] == pytest.approx([float(row[t]) for t, _ in likeliest], abs=0.01)
         assert own == pytest.approx(likeliest[0][1], abs=0.01)
+
+
+# --- answers that must have a form -----------------------------------------------------------------------------
+
+FORMS = [
+    ResponseFormat.of_schema(REVIEW),
+    ResponseFormat.of_schema(TREE),
+    ResponseFormat("regex", "[0-9]{3}-[a-f]{2}"),
+    ResponseFormat.of_choices(["yes", "no", "yes and no"]),
+]
+
+
+@pytest.fixture
+def held_to_forms(loop):
+    """The loop of an engine that holds answers to forms; the others refuse by name."""
+    params = GenerationParams(max_new_tokens=4, temperature=0, response=FORMS[2])
+    error = loop.generate(PROMPTS[:1], params)[0].error
+    if error is not None and error.startswith("response: this engine cannot"):
+        pytest.skip("this engine refuses forms by name")
+    return loop
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.kind)
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_every_answer_that_was_not_cut_has_its_form(held_to_forms, form, temperature):
+    params = GenerationParams(max_new_tokens=90, temperature=temperature, response=form, seed=3)
+    completions = held_to_forms.generate(PROMPTS, params)
+    assert all(c.error is None or "was cut at" in c.error or is_broken(c.text) for c in completions)
+    finished = [c for c in completions if c.error is None]
+    assert finished or form.kind == "schema"  # a random model may write texts without an end
+    assert all(validator_of(form).check(c.text, c.finish_reason)[1] is None for c in finished)
+    assert all(c.finish_reason in ("stop", "length") for c in finished)
+
+
+def is_broken(text):
+    """Whether a random model wrote bytes that are no characters, each of which counts against a `maxLength`."""
+    return UNFINISHED in text
+
+
+def test_rows_with_and_without_a_form_share_a_batch(held_to_forms, folder):
+    """Each row has its own form, and the others' forms do not change its text."""
+    loop = held_to_forms
+    several = [GenerationParams(max_new_tokens=24, temperature=0, response=form) for form in (*FORMS, None)]
+    pairs = [(prompt, several[i % len(several)]) for i, prompt in enumerate(PROMPTS)]
+    handles = [loop.submit(prompt, params) for prompt, params in pairs]
+    together = [handle.result(timeout=60) for handle in handles]
+    alone = [loop.generate([prompt], params)[0] for prompt, params in pairs]
+    for (prompt, params), one, other in zip(pairs, together, alone, strict=True):
+        if params.response is None:
+            assert_same_completions(folder, loop.engine.tokenizer, [prompt], [one], [other])
+    guided = [(a.text, b.text) for a, b, (_, p) in zip(together, alone, pairs, strict=True) if p.response]
+    assert sum(one == other for one, other in guided) >= len(guided) - 1  # one near tie may fall either way
+
+
+def test_a_form_ends_its_answer_despite_ignore_eos(held_to_forms):
+    params = GenerationParams(max_new_tokens=60, temperature=0, ignore_eos=True, response=FORMS[2])
+    assert all(c.error is None and len(c.text) == 6 for c in held_to_forms.generate(PROMPTS[:3], params))
+
+
+def test_a_form_may_begin_after_a_thought(held_to_forms):
+    """A random model does not end its thought, so the answer never begins; it is cut."""
+    form = dataclasses.replace(FORMS[3], after_thought=True)
+    params = GenerationParams(max_new_tokens=30, temperature=0, response=form)
+    for completion in held_to_forms.generate(PROMPTS[:2], params):
+        assert completion.text in FORMS[3].choices or "was cut at" in completion.error
+
+
+def test_cancelling_a_row_with_a_form_frees_the_engine(held_to_forms):
+    params = GenerationParams(max_new_tokens=90, temperature=0, response=FORMS[0])
+    for handle in [held_to_forms.submit(prompt, params) for prompt in PROMPTS]:
+        handle.cancel()
+    params = GenerationParams(max_new_tokens=10, temperature=0, response=FORMS[2])
+    assert held_to_forms.generate(PROMPTS[:1], params)[0].error is None
+    assert held_to_forms.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize("form", [ResponseFormat("regex", "(?=a)b"), ResponseFormat.of_schema({"type": "objekt"})])
+def test_a_form_that_cannot_be_compiled_fails_its_row_alone(held_to_forms, form):
+    bad = GenerationParams(max_new_tokens=8, temperature=0, response=form)
+    handles = [held_to_forms.submit(PROMPTS[0], bad), held_to_forms.submit(PROMPTS[1], GenerationParams())]
+    first, second = [handle.result(timeout=60) for handle in handles]
+    assert first.error is not None
+    assert second.error is None
 
 
 def test_exact_is_fp32(loop):

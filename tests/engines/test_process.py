@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from hfray.engines.base import Request
+from hfray.engines.base import Request, RequestError
 from hfray.engines.fake import FakeEngine, FakeTokenizer
 from hfray.engines.process import ProcessEngine, load_apart
 from hfray.errors import EngineDiedError
 from hfray.params import GenerationParams
+from hfray.response import ResponseFormat
 from tests.conftest import batch_settings
 
 
@@ -85,3 +86,13 @@ def test_an_engine_that_cannot_be_loaded_reports_the_childs_error(start):
 def test_only_openvinos_text_generation_needs_a_child():
     engine = load_apart(settings_of())
     assert isinstance(engine, FakeEngine)
+
+
+def test_a_form_reaches_the_child_and_is_checked_here(start):
+    form, engine = ResponseFormat.of_choices(["red", "blue"]), start()
+    engine.prepare(form)
+    add(engine, 0, response=form)
+    (output,) = finish(engine)
+    assert engine.tokenizer.decode(output.token_ids) in ("red", "blue")
+    with pytest.raises(RequestError, match="the regex cannot be compiled"):  # GenAI's pipeline would break
+        engine.prepare(ResponseFormat("regex", r"a\b"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfray.data.output import PartReport
+from hfray.data.partreport import PartReport
 from hfray.runs.contents import Lengths
 from hfray.runs.summary import EngineReport, PoolReport, SavedTokens, Summary
 from hfray.tools.plan import Plan, Trial

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from hfray.data.output import OutputFolder, PartReport
+from hfray.data.output import OutputFolder
+from hfray.data.partreport import PartReport
 from hfray.runs.record import NOW_FIELDS, RunRecord, Sample, read_runs, state_of
 from hfray.runs.snapshot import PoolCounts, Snapshot, Totals, WorkerCounts
 from hfray.runs.summary import RunState, Summary

@@ -10,20 +10,23 @@ from __future__ import annotations
 import gc
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from hfray.engines.base import Engine, Request, StepOutput
+from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY, ROW_TOKENS
+from hfray.engines.guides import Guides
 from hfray.engines.precision import precision_of
 from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.torch.grouped_attention import use_grouped_attention
 from hfray.engines.torch.kvcache import BatchCache
+from hfray.engines.torch.masks import TokenMasks
 from hfray.engines.torch.packed_linear import pack_linears
 from hfray.engines.torch.sampling import Row, Sampler
 from hfray.engines.waiting import ExpectedLength
 from hfray.models.folder import context_length
+from hfray.response import ResponseFormat
 
 LARGE_PREFILL = 512  # tokens; a prefill of this size leaves out rows that would add much padding
 PADDING_SHARE = 8  # 1/8 of the tokens of a large prefill may be padding
@@ -83,6 +86,12 @@ class TransformersEngine(Engine):
         """Set the token ids that end a completion."""
         self.end_ids = token_ids
         self._sampler = Sampler(token_ids)
+        tokenizer = cast("TransformersTokenizer", self.tokenizer)
+        self._guides = Guides(lambda: tokenizer.guide_tokenizer(sorted(token_ids)))
+        self._masks = TokenMasks(self._guides)
+
+    def prepare(self, form: ResponseFormat) -> None:
+        self._guides.prepare(form)
 
     def add(self, request: Request) -> None:
         self._waiting.append(Row(request))
@@ -99,6 +108,7 @@ class TransformersEngine(Engine):
             return self._shrink(error)
 
     def cancel(self, request_id: int) -> None:
+        self._guides.forget(request_id)
         self._waiting = [row for row in self._waiting if row.request.id != request_id]
         for i, row in enumerate(self._rows):
             if row is not None and row.request.id == request_id:
@@ -171,20 +181,32 @@ class TransformersEngine(Engine):
 
     def _accept(self, rows: list[Row], logits: torch.Tensor) -> list[StepOutput]:
         outputs = []
-        for i, (row, token) in enumerate(zip(rows, self._sampler.pick(logits, rows), strict=True)):
+        allowed = self._masks.apply(logits, [row.request for row in rows])
+        for i, (row, token) in enumerate(zip(rows, self._sampler.pick(allowed, rows), strict=True)):
             params, output = row.request.params, StepOutput(row.request.id)
-            ended = token in self.end_ids and not params.ignore_eos
+            ended = token in self.end_ids and not (params.ignore_eos and params.response is None)
             if not ended:
                 row.tokens.append(token)
                 output.token_ids.append(token)
                 if params.logprobs is not None:
                     output.logprobs.append(self._sampler.logprobs(logits[i], row, token))
+                ended = self._complete(row, token, output)
             if ended or len(row.tokens) >= row.request.max_new_tokens:
                 output.finish_reason = "stop" if ended else "length"
+            if output.finish_reason or output.error:
+                self._guides.forget(row.request.id)
                 self._expected.observe(len(row.request.prompt_ids), len(row.tokens))
                 self._rows[self._rows.index(row)] = None
             outputs.append(output)
         return outputs
+
+    def _complete(self, row: Row, token: int, output: StepOutput) -> bool:
+        """Whether the token completes an answer that has a form."""
+        try:
+            return self._guides.advance(row.request, token)
+        except RequestError as error:
+            output.error = str(error)
+            return False
 
     # --- the batch ---------------------------------------------------------------------------------------------
 

@@ -6,14 +6,18 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfray.engines.base import NO_CHAT_TEMPLATE
 from hfray.engines.precision import torch_dtype
+from hfray.errors import RequestError
 from hfray.models.folder import check_tokenizer, end_token_ids, read_config, weight_bytes
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 WEIGHTS_SHARE = 0.9  # maximum share of a GPU's free memory for the weights; the rows need the rest
 
@@ -36,6 +40,18 @@ class TransformersTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         with self._lock:
             return self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def guide_tokenizer(self, end_ids: Sequence[int]) -> LLTokenizer:
+        """llguidance's view of this tokenizer, for answers that must have a form. Raises RequestError."""
+        from llguidance.hf import from_tokenizer
+
+        try:
+            with self._lock:
+                return from_tokenizer(self.hf, eos_token=list(end_ids) or None)
+        except (ValueError, TypeError) as error:
+            raise RequestError(
+                f"response: llguidance cannot read the model's tokenizer ({error}). Use another model or backend."
+            ) from error
 
     @property
     def has_chat_template(self) -> bool:
