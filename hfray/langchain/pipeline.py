@@ -19,7 +19,7 @@ from hfray.errors import RequestError
 from hfray.inference.handle import Handle, Piece, merge
 from hfray.inference.loop import EngineLoop
 from hfray.langchain.call import Call
-from hfray.langchain.settings import generation_params
+from hfray.langchain.settings import generation_params, response_form
 from hfray.params import GenerationParams
 
 
@@ -35,7 +35,7 @@ class LocalPipeline:
     """
 
     def __init__(self, engine: Engine, task: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        self.task, self.tokenizer = task, engine.tokenizer
+        self.task, self.tokenizer, self._engine = task, engine.tokenizer, engine
         self.model = getattr(engine, "model", None)
         self._defaults, self._given = dict(defaults), dict(given)
         self._end_ids: set[int] = getattr(engine, "end_ids", set())
@@ -51,13 +51,16 @@ class LocalPipeline:
         if "max_length" in given and "max_new_tokens" not in given:
             values.pop("max_new_tokens", None)  # the user's max_length wins over a default
         causal = self.task not in SEQ2SEQ
-        full_text = values.pop("return_full_text", causal)
+        form = response_form(values)
+        full_text = values.pop("return_full_text", causal and form is None)
         clean_up = values.pop("clean_up_tokenization_spaces", causal)
         special, prefix = values.pop("add_special_tokens", True), values.pop("prefix", "")
         others = set(_listed(values.pop("eos_token_id", None))) - self._end_ids
         if others:
             raise ValueError(f"eos_token_id={sorted(others)}: does not end this model's texts. Use stop=[...].")
-        params = generation_params(values, causal).with_stop(list(stop or ()))
+        params = replace(generation_params(values, causal).with_stop(list(stop or ())), response=form)
+        if form is not None:
+            self._engine.prepare(form)
         if params.logprobs and not self._top_logprobs:
             raise ValueError(
                 f"logprobs={params.logprobs}: this engine does not report the likeliest tokens. Use logprobs=0 for the "

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hfray.config.response import ResponseSettings
 from hfray.engines.load import SEQ2SEQ
 from hfray.models.folder import CONTEXT_KEYS
 from hfray.params import GenerationParams
+from hfray.response import ResponseFormat
 
 logger = logging.getLogger(__name__)
 TASKS = ("text-generation", *sorted(SEQ2SEQ))
-FIELDS = {f.name for f in fields(GenerationParams)} | {"stop"}
+FIELDS = {*GenerationParams.names(), "stop"}
 # The defaults of transformers' own pipelines (5.5: text_generation.py), if neither the model nor the user sets them.
 CAUSAL_DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7, "top_k": 50}
 SEQ2SEQ_BEAMS = 4  # as in transformers 4's text2text pipelines
@@ -86,6 +87,16 @@ def generation_params(values: Mapping[str, Any], causal: bool) -> GenerationPara
     if shortest:  # counts the decoder's start token
         values.setdefault("min_new_tokens", shortest - 1)
     return GenerationParams.from_mapping({name: value for name, value in values.items() if name not in NO_EFFECT})
+
+
+def response_form(values: dict[str, Any]) -> ResponseFormat | None:
+    """The form of the answers, taken out of the merged settings: `response_schema`, `response_retries` (default 1).
+
+    Raises:
+        ValueError: the schema is no JSON Schema.
+    """
+    given, retries = values.pop("response_schema", None), values.pop("response_retries", 1)
+    return None if given is None else ResponseSettings(schema=given, retries=retries).format
 
 
 def is_neutral(name: str, value: Any) -> bool:

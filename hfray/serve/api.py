@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 import uuid
@@ -23,11 +24,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from hfray.completion import Completion, Prompt
 from hfray.data.jsontypes import JsonValue
-from hfray.data.records import RecordRow
+from hfray.data.records import OUTPUT_COLUMNS, RecordRow
+from hfray.data.responses import ResponseColumns
 from hfray.errors import EngineDiedError, RequestError
 from hfray.serve import answers, protocol
 from hfray.serve.admission import TICKET
 from hfray.serve.errors import ApiError, ErrorBody, cut_short, on_http_error, on_invalid_request, stopping
+from hfray.serve.forms import check_form
 from hfray.serve.middleware import Guard
 from hfray.serve.replica import Service
 from hfray.serve.request import Session
@@ -111,6 +114,7 @@ def _add_generation(api: FastAPI, service: Service) -> None:
 
 def _add_records(api: FastAPI, service: Service) -> None:
     rows = RecordRow(service.settings.serve.id_column)
+    responses = ResponseColumns.of(service.settings)
 
     @api.post("/v1/records", responses=STREAMED, response_model=dict[str, object])
     async def answer_record(
@@ -125,6 +129,8 @@ def _add_records(api: FastAPI, service: Service) -> None:
             raise ApiError(400, f"the record is nested deeper than {protocol.MAX_DEPTH} levels")
         try:
             row = rows.read(cast("dict[str, JsonValue]", record))
+            if responses is not None:
+                responses.check_names(record.keys(), OUTPUT_COLUMNS)
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         session = request.scope[TICKET].hold(service.open_session())
@@ -136,12 +142,13 @@ def _add_records(api: FastAPI, service: Service) -> None:
 
         fault = None
         try:
-            await session.start(render, service.settings.params, samples=[row.row_id], stream=stream)
+            params = service.worker.params_of(row.values)
+            await session.start(render, params, samples=[row.row_id], stream=stream)
         except RequestError as error:
             fault = str(error)
 
         def finished(completion: Completion | None) -> Mapping[str, object]:
-            return row.answered(prompts[0].text if prompts else None, completion, fault)
+            return row.answered(prompts[0].text if prompts else None, completion, fault, responses)
 
         if stream:
             return StreamingResponse(stream_record(session, fault, finished), media_type=STREAM)
@@ -227,6 +234,8 @@ async def _start(
     session = ticket.hold(service.open_session())
     try:
         params = body.params(service.settings.params, engine.context_length)
+        if params.response is not None:
+            await asyncio.to_thread(check_form, params.response, service.settings.backend.name)
         await session.start(render, params, samples=range(body.samples), stream=bool(body.stream))
         if body.stream:
             await session.wait_for_first()

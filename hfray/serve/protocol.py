@@ -14,6 +14,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hfray.params import GenerationParams
+from hfray.response import ResponseFormat
+from hfray.serve.forms import AnswerFormat, StructuredOutputs, form_of
 
 # Fields that do not change the answer of this server.
 IGNORED = {
@@ -36,7 +38,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "length_penalty": (1,),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "tool_choice": ("none", "auto"),
@@ -84,6 +85,8 @@ class GenerationRequest(BaseModel):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=2, allow_inf_nan=False)
     min_tokens: int | None = Field(default=None, ge=0, le=TOKEN_LIMIT)
     ignore_eos: bool | None = None
+    response_format: AnswerFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +94,12 @@ class GenerationRequest(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {key: value for key, value in values.items() if key in cls.model_fields or not _is_neutral(key, value)}
+
+    @model_validator(mode="after")
+    def _one_form(self) -> GenerationRequest:
+        if self.structured_outputs is not None and form_of(self.response_format, None) is not None:
+            raise ValueError("response_format and structured_outputs are both given: send one of them")
+        return self
 
     @property
     def samples(self) -> int:
@@ -101,6 +110,11 @@ class GenerationRequest(BaseModel):
     def usage_in_stream(self) -> bool:
         """Whether the stream ends with the token usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def form(self) -> ResponseFormat | None:
+        """The form that the answer must have. The server's own setting is for records only."""
+        return form_of(self.response_format, self.structured_outputs)
 
     @property
     def token_limit(self) -> int | None:
@@ -135,7 +149,7 @@ class GenerationRequest(BaseModel):
         if self.temperature is not None:
             wanted["temperature"] = 0 if self.temperature < MIN_TEMPERATURE else self.temperature
             base = dataclasses.replace(base, do_sample=None)
-        base = dataclasses.replace(base, logprobs=self.wants_logprobs)
+        base = dataclasses.replace(base, logprobs=self.wants_logprobs, response=self.form)
         return dataclasses.replace(base, **{key: value for key, value in wanted.items() if value is not None})
 
 

@@ -13,10 +13,13 @@ from hfray.batch.job import run_batch
 from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings
 from hfray.errors import SettingsError
+from hfray.inference.validator import validator_of
+from hfray.response import ResponseFormat
 from hfray.serve.api import build_api
 from hfray.serve.keys import ApiKeys
 from hfray.serve.replica import Service
 from tests.conftest import batch_settings
+from tests.schemas import REVIEW, chain
 
 FAKE = ("conf=fake", "model.source=fake-model")
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -450,3 +453,58 @@ def test_no_prompt_in_the_logs(service, caplog, monkeypatch):
     assert "RuntimeError" in caplog.text
     assert "secret" not in caplog.text
     assert "secret" not in response.text
+
+
+# --- answers that must have a form -----------------------------------------------------------------------------
+
+
+def json_schema(schema: object) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_answer_has_the_form_that_its_request_asks_for(service, path):
+    body = {"messages": MESSAGES} if "chat" in path else {"prompt": "x"}
+    body |= {"response_format": json_schema(REVIEW), "max_tokens": 200}
+    (choice,) = ask(service, path, body).json()["choices"]
+    text = choice["message"]["content"] if "chat" in path else choice["text"]
+    assert validator_of(ResponseFormat.of_schema(REVIEW)).check(text, "stop")[1] is None
+    assert choice["finish_reason"] == "stop"
+    chosen = ask(service, path, body | {"response_format": None, "structured_outputs": {"choice": ["red", "blue"]}})
+    (choice,) = chosen.json()["choices"]
+    assert (choice["message"]["content"] if "chat" in path else choice["text"]) in ("red", "blue")
+
+
+def test_an_answer_that_reaches_its_limit_is_cut_and_no_error(service):
+    body = {"messages": MESSAGES, "response_format": json_schema(REVIEW), "max_tokens": 10}
+    (choice,) = ask(service, "/v1/chat/completions", body).json()["choices"]
+    assert (choice["finish_reason"], len(choice["message"]["content"])) == ("length", 10)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "objekt"}, "cannot be compiled"),
+        ({"$ref": "https://example.org/schema"}, "does not name a part"),
+        ({"enum": ["x" * 12_000] * 2}, None),
+        ({"type": "string", "maxLength": 1_000_000}, "at most 4096"),
+        (chain(400), "more than 200 deep"),
+    ],
+)
+def test_a_hostile_schema_is_an_invalid_request_and_the_engine_runs_on(schema, words):
+    service = make("serve.max_request_bytes=200000")
+    body = {"messages": MESSAGES, "response_format": json_schema(schema)}
+    response = ask(service, "/v1/chat/completions", body)
+    assert response.status_code == (200 if words is None else 400)
+    assert words is None or words in response.json()["error"]["message"]
+    assert ask(service, "/v1/chat/completions", {"messages": MESSAGES}).status_code == 200
+
+
+def test_a_record_has_the_typed_columns_of_the_job():
+    service = make(f"response.schema={json.dumps(REVIEW)}", "generation.max_new_tokens=200")
+    row = ask(service, "/v1/records", {"question": "x"}).json()
+    assert row["response"] == json.loads(row["generated_text"])
+    assert row["num_attempts"] == 1
+    plain = ask(service, "/v1/chat/completions", {"messages": MESSAGES}).json()["choices"][0]["message"]["content"]
+    assert not plain.startswith("{")  # the server's form is for records
+    assert ask(service, "/v1/records", {"question": "x", "response": 1}).status_code == 400

@@ -70,7 +70,7 @@ def test_top_k_of_minus_one_is_no_limit():
         {"skip_special_tokens": False},
         {"tool_choice": "required"},
         {"user": "me", "echo": True},
-        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "xml"}},
     ],
 )
 @pytest.mark.parametrize("make", [completion, chat])
