@@ -16,6 +16,7 @@ from markupsafe import Markup
 from hfray.config.secrets import is_secret_name
 from hfray.data.output import OutputFolder
 from hfray.runs.about import About, read_about
+from hfray.runs.answers import read_answers
 from hfray.runs.contents import Contents, read_contents
 from hfray.runs.history import Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
 from hfray.runs.summary import RunState
@@ -65,6 +66,7 @@ def report_page(output: OutputFolder) -> str:
         tail=tail_seconds(runs),
         workers=workers(runs),
         pools=pools(runs),
+        answers=read_answers(output),
         errors=contents.largest_errors(ERRORS_SHOWN),
         error_groups=len(contents.errors),
         samples=shorten(contents.samples),

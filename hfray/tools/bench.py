@@ -189,7 +189,8 @@ def _run_job(settings: BenchSettings, folder: Path, changes: dict[str, Any]) -> 
     output = folder / "job"
     plain = to_plain(settings)
     config = {
-        key: plain[key] for key in ("model", "task", "backend", "device", "generation", "prompt", "workers", "errors")
+        key: plain[key]
+        for key in ("model", "task", "backend", "device", "generation", "response", "prompt", "workers", "errors")
     }
     config["input"] = {"path": str(folder / "records.jsonl")}
     config["output"] = {"path": str(output), "overwrite": True}

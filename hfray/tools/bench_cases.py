@@ -24,8 +24,8 @@ class BenchOptions:
     """Which contestants run, on which case, and how often."""
 
     rounds: int = Field(default=3, ge=1)
-    case: Literal["questions", "prefix", "duplicates", "long", "lengths"] = "questions"
-    contestants: list[Literal["genai", "engine", "actor", "feed", "job"]] = Field(
+    case: Literal["questions", "prefix", "duplicates", "long", "lengths", "schema"] = "questions"
+    contestants: list[Literal["genai", "engine", "actor", "feed", "job", "typed", "plain"]] = Field(
         default_factory=lambda: ["genai", "engine", "job"]
     )
     variants: dict[str, dict[str, object]] = Field(default_factory=dict)  # the job with changed settings

@@ -1,8 +1,9 @@
-"""The contestants without Ray: hfray's engine alone, and OpenVINO GenAI called directly."""
+"""The contestants without Ray: hfray's engine alone, with and without a form, and OpenVINO GenAI called directly."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic.dataclasses import dataclass
@@ -56,6 +57,46 @@ def engine_alone(settings: EngineSettings, texts: list[str], model: dict[str, st
         seconds=seconds,
         startup_seconds=ready - started,
         full_steps=stats.full_steps / max(1, stats.steps),
+    )
+
+
+def engine_with_form(settings: EngineSettings, texts: list[str], model: dict[str, str], free: bool = False) -> Run:
+    """The engine with answers that have a form.
+
+    Args:
+        free: measure the same prompts with the same number of tokens each, but without the form.
+
+    An unmeasured pass before it compiles the form, counts the tokens and fills the prefix cache, for both alike.
+    """
+    from hfray.completion import Prompt
+    from hfray.engines.load import load_engine
+    from hfray.inference.loop import EngineLoop
+
+    if settings.params.response is None:
+        raise SettingsError("response.schema is not given, and the contestants typed and plain need a form. Add it.")
+    started = time.monotonic()
+    folder = model.get("ir" if settings.backend.name == "openvino" else "hf")
+    loop = EngineLoop(load_engine(settings, folder=Path(folder) if folder else None))
+    params = replace(settings.params, response=replace(settings.params.response, retries=None))
+    prompts = [Prompt(text) for text in texts]
+    lengths = [completion.num_generated_tokens for completion in loop.generate(prompts, params)]
+    steps, full = loop.stats.steps, loop.stats.full_steps
+    several = [params] * len(prompts)
+    if free:
+        plain = replace(params, response=None, ignore_eos=True)
+        several = [replace(plain, max_new_tokens=max(1, length)) for length in lengths]
+    ready = time.monotonic()
+    handles = [loop.submit(prompt, own) for prompt, own in zip(prompts, several, strict=True)]
+    completions = [handle.result() for handle in handles]
+    seconds = time.monotonic() - ready
+    loop.close()
+    return Run(
+        tokens=sum(c.num_generated_tokens for c in completions),
+        precision=loop.engine.precision,
+        prompt_tokens=sum(c.num_prompt_tokens for c in completions),
+        seconds=seconds,
+        startup_seconds=ready - started,
+        full_steps=(loop.stats.full_steps - full) / max(1, loop.stats.steps - steps),
     )
 
 

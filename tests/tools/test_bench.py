@@ -109,3 +109,11 @@ def test_a_variant_is_the_job_with_changed_settings(common, shared_ray, monkeypa
     result = run_bench(settings, say=lambda line: None)
     assert result["medians"]["short"]["tokens"] == 2 * len(QUESTIONS)
     assert [result["runs"][name][0]["precision"] for name in ("short", "half")] == ["fp32", "bf16"]
+
+
+def test_a_form_is_measured_against_the_same_tokens_without_it(common, tmp_path):
+    schema = "response.schema={type: object, properties: {n: {type: integer}}, required: [n]}"
+    result = run_bench(bench_settings(*common, "suite=typed", "bench.rounds=1", schema), say=lambda line: None)
+    assert list(result["medians"]) == ["plain", "typed"]
+    assert result["medians"]["plain"]["tokens"] == result["medians"]["typed"]["tokens"] > 0
+    assert (tmp_path / "bench/bench-schema.json").exists()

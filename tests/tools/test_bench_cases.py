@@ -16,7 +16,7 @@ def bench_settings(*overrides: str) -> BenchSettings:
     return load_settings(list(overrides), BenchSettings)
 
 
-@pytest.mark.parametrize("suite", ["own", "ladder", "peers", "savings"])
+@pytest.mark.parametrize("suite", ["own", "ladder", "peers", "savings", "typed"])
 def test_every_suite_composes(suite, questions):
     assert bench_settings(f"suite={suite}", f"input.path={questions}").bench.contestants
 
