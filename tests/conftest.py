@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,100 +42,65 @@ TEXT = [
 ]
 
 
-def _tokenizer(folder: Path, size: int = 400) -> int:
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXT * 4, vocab_size=size, min_frequency=1, special_tokens=["<|endoftext|>"])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer,
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:",
-    )
-    fast.save_pretrained(folder)
-    return len(fast)
+# pytest-xdist hands out whole files in this order. A long file at the end would leave the other process without work.
+LONGEST = """serve/test_deployment batch/test_job batch/test_signals cluster/test_cluster batch/test_deaths jobs/test_submit
+batch/test_dispatcher serve/test_clients langchain/test_llm batch/test_promise tools/test_export serve/test_serve_run
+engines/test_contract engines/torch/test_seq2seq data/test_cloud docs/test_commands serve/test_api cluster/test_pools
+engines/test_agreement tools/test_bench runs/test_report""".split()
 
 
-def _save(folder: Path, config, model_class, seed: int = 0) -> Path:
-    import torch
-
-    torch.manual_seed(seed)
-    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
-    model = model_class(config)
-    with torch.no_grad():  # with larger weights, greedy picks are clear and rounding decides none
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    model.save_pretrained(folder)
-    return folder
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    place = {f"tests/{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2(tmp_path_factory) -> Path:
+def tiny_gpt2() -> Path:
     """A random GPT-2 of two layers, context 128."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from tests.tiny import tiny_model
 
-    folder = tmp_path_factory.mktemp("gpt2")
-    vocab = _tokenizer(folder)
-    return _save(folder, GPT2Config(vocab_size=vocab, n_positions=128, n_embd=32, n_layer=2, n_head=4), GPT2LMHeadModel)
+    return tiny_model("gpt2")
 
 
 @pytest.fixture(scope="session")
-def tiny_bloom(tmp_path_factory) -> Path:
+def tiny_bloom() -> Path:
     """A random BLOOM of two layers: ALiBi, no positions."""
-    from transformers import BloomConfig, BloomForCausalLM
+    from tests.tiny import tiny_model
 
-    folder = tmp_path_factory.mktemp("bloom")
-    vocab = _tokenizer(folder)
-    return _save(
-        folder, BloomConfig(vocab_size=vocab, hidden_size=32, n_layer=2, n_head=4, seq_length=128), BloomForCausalLM
-    )
+    return tiny_model("bloom")
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory) -> Path:
+def tiny_llama() -> Path:
     """A random Llama of two layers: rotary positions, grouped heads."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tests.tiny import tiny_model
 
-    folder = tmp_path_factory.mktemp("llama")
-    vocab = _tokenizer(folder)
-    config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,  # each of size 32, the smallest that vLLM's kernels support
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-    )
-    return _save(folder, config, LlamaForCausalLM)
+    return tiny_model("llama")
 
 
 @pytest.fixture(scope="session")
-def tiny_t5(tmp_path_factory) -> Path:
+def tiny_t5() -> Path:
     """A random T5 of two layers."""
-    from transformers import T5Config, T5ForConditionalGeneration
+    from tests.tiny import tiny_model
 
-    folder = tmp_path_factory.mktemp("t5")
-    vocab = _tokenizer(folder)
-    config = T5Config(
-        vocab_size=vocab, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
-    )
-    return _save(folder, config, T5ForConditionalGeneration)
+    return tiny_model("t5")
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2_ir(tiny_gpt2) -> Path:
-    """The same GPT-2 as an OpenVINO IR folder, fp32. The export is slow, so the cache of models keeps the folder."""
-    from hfray.models.cache import cached
-    from hfray.models.openvino_ir import export, tool_versions
+def tiny_gpt2_ir() -> Path:
+    """The same GPT-2 as an OpenVINO IR folder, fp32."""
+    from tests.tiny import tiny_ir
 
-    files = b"".join((tiny_gpt2 / name).read_bytes() for name in ("model.safetensors", "tokenizer.json"))
-    digest = hashlib.sha256(files + json.dumps(tool_versions()).encode()).hexdigest()[:12]
-    return cached("tests", f"gpt2-ir-{digest}", lambda folder: export(tiny_gpt2, folder))
+    return tiny_ir("gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_t5_ir() -> Path:
+    """The same T5 as an OpenVINO IR folder, fp32."""
+    from tests.tiny import tiny_ir
+
+    return tiny_ir("t5", task="text2text-generation")
 
 
 def batch_settings(*overrides: str):
@@ -174,16 +140,32 @@ def questions(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def open_folder(monkeypatch) -> Iterator[Path]:
+    """A folder with a short path, open to everyone as /tmp is; no variable names another folder for Ray."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="session")
-def shared_ray() -> Iterator[dict[str, str]]:
-    """A local Ray of four CPUs for all tests that only need a job to run.
+def shared_ray(s3_variables) -> Iterator[dict[str, str]]:
+    """A local Ray of four CPUs for all tests that only need a job to run. Its workers reach the S3 server of the tests.
 
     `run_batch` uses the Ray that its process is connected to. A job in a process of its own starts its own Ray, which
     takes seconds; with the environment that this fixture yields, the job uses this Ray.
     """
     import ray
 
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    from hfray.cluster.services import without_unused
+
+    with pytest.MonkeyPatch.context() as patch, without_unused(ray):
+        for name, value in s3_variables.items():
+            patch.setenv(name, value)
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     address = ray.get_runtime_context().gcs_address
     yield os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
     ray.shutdown()
@@ -193,18 +175,26 @@ S3_SECRET = "wJalrXUtnFEMIverysecret"
 
 
 @pytest.fixture(scope="session")
-def s3_environment():
-    """An S3 server on loopback; yields the environment variables that make clients use it."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    yield {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+def s3_variables() -> dict[str, str]:
+    """Environment variables that make clients use the S3 server of the tests, which `s3_environment` starts."""
+    from tests.serving import free_port
+
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
         "AWS_ACCESS_KEY_ID": "AKIATEST",
         "AWS_SECRET_ACCESS_KEY": S3_SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+@pytest.fixture(scope="session")
+def s3_environment(s3_variables):
+    """An S3 server on loopback; yields the environment variables that make clients use it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    port = int(s3_variables["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    yield s3_variables
     server.stop()
 
 

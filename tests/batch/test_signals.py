@@ -1,4 +1,7 @@
-"""Signals that stop a job at any moment: its answers are written, its exit code is 130, and no process is left."""
+"""Signals that stop a job at any moment: its answers are written, its exit code is 130, and no process is left.
+
+Every job here starts a Ray of its own, as the jobs of users do. What others can reach of such a Ray is checked with it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,7 +23,7 @@ import pytest
 from hfray.cluster.connection import connected
 from tests.batch.running import QUICK, rows_of, run_fake, table
 from tests.conftest import batch_settings
-from tests.processes import MARK, WAIT_SECONDS, Hold, marked, named, wait_for_file
+from tests.processes import MARK, WAIT_SECONDS, Hold, marked, named, open_ports
 
 pytestmark = pytest.mark.ray
 
@@ -27,7 +31,7 @@ pytestmark = pytest.mark.ray
 class StoppedJob:
     """A job in a process of its own; all of its processes carry a mark in their environment."""
 
-    def __init__(self, tmp_path: Path, *overrides: str) -> None:
+    def __init__(self, tmp_path: Path, *overrides: str, environment: dict[str, str] | None = None) -> None:
         self.mark, self.output = uuid.uuid4().hex, tmp_path / "out"
         source = tmp_path / "in.jsonl"
         if not source.exists():
@@ -38,7 +42,7 @@ class StoppedJob:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {MARK: self.mark},
+            env=(os.environ if environment is None else environment) | {MARK: self.mark},
             process_group=0,
         )
 
@@ -57,11 +61,23 @@ class StoppedJob:
             time.sleep(0.2)
         assert not left, left
 
+    def signal_all(self, number: int) -> None:
+        """Signal all processes, as the system does when their terminal closes."""
+        for process in self.processes():
+            process.send_signal(number)
+
+    def check_resume(self) -> None:
+        """Check that answers are kept, and that the same job resumes behind them, in the Ray of this process."""
+        done = len(rows_of(self.output))
+        assert 0 < done < 400
+        assert run_fake(self.output.parent / "in.jsonl", self.output).rows_done_before == done
+        assert len(rows_of(self.output)) == 400
+
 
 @contextlib.contextmanager
-def stopped_job(tmp_path: Path, *overrides: str) -> Iterator[StoppedJob]:
+def stopped_job(tmp_path: Path, *overrides: str, environment: dict[str, str] | None = None) -> Iterator[StoppedJob]:
     """A job whose processes are killed at the end, whatever the test found."""
-    job = StoppedJob(tmp_path, *overrides)
+    job = StoppedJob(tmp_path, *overrides, environment=environment)
     try:
         yield job
     finally:
@@ -71,40 +87,68 @@ def stopped_job(tmp_path: Path, *overrides: str) -> Iterator[StoppedJob]:
         job.process.wait()
 
 
-@pytest.mark.parametrize(
-    ("signals", "send"),
-    [
-        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], os.kill),
-        ([signal.SIGHUP, signal.SIGTERM], os.kill),
-        ([signal.SIGTERM], os.killpg),  # to all processes of the group, as `timeout` and job schedulers send it
-    ],
-)
-def test_the_answers_are_kept_and_no_process_is_left(signals, send, tmp_path, shared_ray):
+HELD = ["backend.batch_size=16", "workers.rows_per_block=16", "output.flush_seconds=3600"]
+
+
+@contextlib.contextmanager
+def held_job(tmp_path: Path, environment: dict[str, str] | None = None) -> Iterator[StoppedJob]:
+    """A job that has answered some rows and pauses. It has written none of them."""
     hold = Hold(tmp_path, 32)
-    held = ["backend.batch_size=16", "workers.rows_per_block=16", "output.flush_seconds=3600", *hold.overrides]
-    with stopped_job(tmp_path, *held) as job:
+    with stopped_job(tmp_path, *HELD, *hold.overrides, environment=environment) as job:
         hold.wait(1, job.process)
         time.sleep(2)  # answered blocks are on their way to the driver; none is written before the end
-        for number in signals:
-            send(job.process.pid, number)
+        yield job
+
+
+def test_repeated_interrupts(tmp_path, shared_ray):
+    with held_job(tmp_path) as job:
+        for _ in range(3):
+            job.process.send_signal(signal.SIGINT)
             time.sleep(0.3)
         job.check_end()
-    done = len(rows_of(job.output))
-    assert 0 < done < 400
-    assert run_fake(tmp_path / "in.jsonl", job.output).rows_done_before == done
-    assert len(rows_of(job.output)) == 400
+    job.check_resume()
 
 
-def test_a_closed_terminal_stops_the_job_and_not_its_ray(tmp_path):
+def test_a_closed_terminal_stops_the_job_and_not_its_ray(tmp_path, shared_ray):
     """The system sends SIGHUP to all processes of the terminal. Ray's processes must live until the end."""
-    hold = Hold(tmp_path, 32)
-    held = ["backend.batch_size=16", "workers.rows_per_block=16", *hold.overrides]
-    with stopped_job(tmp_path, *held) as job:
-        wait_for_file(job.output)
-        for process in job.processes():
-            process.send_signal(signal.SIGHUP)
+    with held_job(tmp_path) as job:
+        job.signal_all(signal.SIGHUP)
+        time.sleep(0.3)
+        job.process.terminate()
         job.check_end()
-    assert rows_of(job.output)
+    job.check_resume()
+
+
+def test_a_signal_to_the_process_group_and_what_others_reach_meanwhile(open_folder, tmp_path, shared_ray):
+    """`timeout` and job schedulers signal the group. Other machines and users reach nothing of the job's Ray."""
+    home = tmp_path / "home"  # without a token, so that Ray creates one
+    home.mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    with held_job(tmp_path, environment | {"HOME": str(home), "RAY_TMPDIR": str(open_folder)}) as job:
+        ports = open_ports(job.process.pid)
+        assert len(ports) > 5  # those of the GCS, the raylet, its agents and the workers
+        assert {address for address, _ in ports} == {"127.0.0.1"}, ports
+        private = open_folder / f"hfray-{os.getuid()}"
+        assert mode(private) == 0o700
+        logs = {path.name for path in (private / "ray").glob("session_2*/logs/*")}
+        assert "raylet.out" in logs
+        assert logs.isdisjoint({"log_monitor.log", "monitor.log", "dashboard.log"})  # of processes that nobody uses
+        assert mode(home / ".ray" / "auth_token") == 0o600
+        os.killpg(job.process.pid, signal.SIGTERM)
+        job.check_end()
+    # The answers are as readable as ever.
+    assert mode(next(job.output.glob("*.parquet"))) & 0o044 == 0o044 & ~umask()
+    job.check_resume()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Clusters of three nodes on this machine: spread work, model caches, nodes that come and go."""
+"""A cluster on this machine: spread work, model caches, pools, nodes that come and go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
+from hfray.cluster.services import without_unused
 from tests.batch.running import fake
 from tests.conftest import run_job
 from tests.processes import Hold, wait_for_file
@@ -36,17 +37,30 @@ def caches(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def cluster(caches, s3_environment):
-    """A head that takes no work, and three nodes."""
+def changing(caches, s3_environment):
+    """A head that takes no work, and three nodes: the first is labelled `fast`, the others have a `slow` slot."""
+    import ray
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args=HEAD)
-    found.started = [
-        found.add_node(resources={"slot": 1}, env_vars={"HFRAY_CACHE": str(cache)} | s3_environment, **NODE)
-        for cache in caches
-    ]
+    with without_unused(ray):
+        found = Cluster(initialize_head=True, head_node_args=HEAD)
+        environments = [{"HFRAY_CACHE": str(cache)} | s3_environment for cache in caches]
+        found.add_node(labels={"pool": "fast"}, resources={"slot": 1}, env_vars=environments[0], **NODE)
+        found.slow = [add_slow_node(found, env_vars=variables) for variables in environments[1:]]
     yield found
     found.shutdown()
+
+
+def add_slow_node(cluster, **options):
+    return cluster.add_node(resources={"slot": 1, "slow": 1}, **options, **NODE)
+
+
+@pytest.fixture
+def cluster(changing):
+    """The cluster with all three nodes, also after a test that removed one."""
+    while len(changing.slow) < 2:
+        changing.slow.append(add_slow_node(changing))
+    return changing
 
 
 def table_of(tmp_path: Path, rows: int) -> Path:
@@ -145,7 +159,7 @@ def test_a_lost_node_costs_no_row(cluster, tmp_path):
     job = start_job(cluster, *overrides, f"input.path={table_of(tmp_path, rows)}", f"output.path={out}")
     hold.wait(3, job)
     wait_for_file(out)
-    cluster.remove_node(cluster.started.pop(), allow_graceful=False)
+    cluster.remove_node(cluster.slow.pop(), allow_graceful=False)
     hold.release()
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
@@ -153,34 +167,25 @@ def test_a_lost_node_costs_no_row(cluster, tmp_path):
     assert sum(worker["deaths"] for worker in workers.values()) == 1
 
 
-def test_a_node_that_comes_is_used(cluster, tmp_path):
-    out, rows, hold, nodes = tmp_path / "out", 1500, Hold(tmp_path, 32), len(cluster.started)
-    overrides = [*SMALL, *ONE_EACH, f"workers.size=[1,{nodes + 1}]", *hold.overrides]
+def test_a_node_that_comes_is_used(changing, tmp_path):
+    cluster = changing
+    if len(cluster.slow) == 2:
+        cluster.remove_node(cluster.slow.pop())
+    out, rows, hold = tmp_path / "out", 1500, Hold(tmp_path, 32)
+    overrides = [*SMALL, *ONE_EACH, "workers.size=[1,3]", *hold.overrides]
     job = start_job(cluster, *overrides, f"input.path={table_of(tmp_path, rows)}", f"output.path={out}")
     hold.wait(1, job)
-    cluster.started.append(cluster.add_node(resources={"slot": 1}, **NODE))
-    hold.wait(nodes + 1, job)
+    cluster.slow.append(add_slow_node(cluster))
+    hold.wait(3, job)
     hold.release()
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said
     workers = check_answers(out, rows)
     busy = {worker["node"] for worker in workers.values() if worker["rows"]}
-    assert len(busy) == nodes + 1
+    assert len(busy) == 3
 
 
-@pytest.fixture
-def unlike():
-    """A head, a node labelled `fast` and two with a `slow` slot."""
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(initialize_head=True, head_node_args=HEAD)
-    found.add_node(labels={"pool": "fast"}, **NODE)
-    found.slow = [found.add_node(resources={"slow": 1}, **NODE) for _ in range(2)]
-    yield found
-    found.shutdown()
-
-
-def test_pools_are_on_their_nodes_and_a_lost_node_costs_no_row(unlike, tmp_path):
+def test_pools_are_on_their_nodes_and_a_lost_node_costs_no_row(cluster, tmp_path):
     """The lost node's answers that were not written yet are answered again, by whoever is left."""
     out, rows, hold = tmp_path / "out", 800, Hold(tmp_path, 128)
     path = tmp_path / "table.jsonl"  # answers too large to travel with the reply: they lie on the node that dies
@@ -189,9 +194,9 @@ def test_pools_are_on_their_nodes_and_a_lost_node_costs_no_row(unlike, tmp_path)
     fast = fake("fast", labels={"pool": "fast"}, cpus=2, backend=backend)
     slow = fake("slow", resources={"slow": 1}, size=2, cpus=2, backend=backend)
     io = [f"input.path={path}", f"output.path={out}", "output.flush_seconds=60"]
-    job = start_job(unlike, "conf=fake", f"workers=[{fast}, {slow}]", *io)
+    job = start_job(cluster, "conf=fake", f"workers=[{fast}, {slow}]", *io)
     hold.wait(3, job)
-    unlike.remove_node(unlike.slow.pop(), allow_graceful=False)
+    cluster.remove_node(cluster.slow.pop(), allow_graceful=False)
     hold.release()
     said = job.communicate(timeout=180)[0]
     assert job.returncode == 0, said

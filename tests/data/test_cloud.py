@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
@@ -128,9 +127,9 @@ def test_model_is_fetched_once_and_again_when_it_changes(s3, tmp_path, monkeypat
 
 
 @pytest.mark.ray
-def test_a_killed_job_resumes_and_no_secret_is_written(s3, s3_environment):
+def test_a_killed_job_resumes_and_no_secret_is_written(s3, s3_environment, shared_ray):
     put(s3, "job/table.jsonl", questions(120))
-    environment = os.environ | s3_environment
+    environment = shared_ray | s3_environment
     command = ["conf=fake", "input.path=s3://bucket/job/table.jsonl", "output.path=s3://bucket/job-out"]
     slow = ["backend.step_seconds=0.1", "backend.tokens_per_step=4", "backend.batch_size=8", "output.flush_seconds=0.5"]
     killed = subprocess.Popen([sys.executable, "-m", "jobs.batch", *command, *slow], env=environment)

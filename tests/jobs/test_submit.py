@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -49,13 +50,20 @@ def ray_job(environment, *words: str, timeout: float = 180) -> subprocess.Comple
     )  # fmt: skip
 
 
-def details(environment, job: str) -> dict:
-    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+def ask(environment, path: str, body: dict | None = None, token: str | None = None) -> dict:
+    """An answer of the job server. `ray job` asks the same, but each of its starts imports Ray."""
+    token = token or Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
     request = urllib.request.Request(
-        f"{environment['RAY_ADDRESS']}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"}
+        f"{environment['RAY_ADDRESS']}/api/jobs/{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
+
+
+def details(environment, job: str) -> dict:
+    return ask(environment, job)
 
 
 def wait_for_end(environment, job: str) -> dict:
@@ -71,11 +79,9 @@ def row_ids(folder: Path) -> list[str]:
 
 
 def test_a_wrong_token_starts_no_job(environment):
-    stranger = {key: value for key, value in environment.items() if key != "RAY_AUTH_TOKEN_PATH"}
-    stranger["RAY_AUTH_TOKEN"] = "0" * 64
-    done = ray_job(stranger, "submit", "--", "echo", "hello")
-    assert done.returncode != 0
-    assert "hello" not in done.stdout
+    with pytest.raises(urllib.error.HTTPError, match=r"40[13]"):
+        ask(environment, "", {"entrypoint": "echo hello"}, token="0" * 64)
+    assert "echo hello" not in json.dumps(ask(environment, ""))
 
 
 def test_relative_paths_are_refused_and_the_exit_code_is_the_status(environment, questions):
@@ -105,10 +111,10 @@ def test_a_stopped_job_resumes(environment, tmp_path):
     assert first.returncode == 0, first.stderr
     deadline = time.monotonic() + WAIT_SECONDS
     while not list(out.glob("*.parquet")):
-        assert details(environment, "first")["status"] in ("PENDING", "RUNNING"), ray_job(environment, "logs", "first")
+        assert details(environment, "first")["status"] in ("PENDING", "RUNNING"), ask(environment, "first/logs")
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    ray_job(environment, "stop", "first")
+    ask(environment, "first/stop", {})
     assert wait_for_end(environment, "first")["status"] == "STOPPED"
     written = len(row_ids(out))
     assert 0 < written < 200
@@ -117,10 +123,10 @@ def test_a_stopped_job_resumes(environment, tmp_path):
     assert details(environment, "second")["status"] == "SUCCEEDED"
     ids = row_ids(out)
     assert len(ids) == len(set(ids)) == 200
-    logs = ray_job(environment, "logs", "second").stdout
+    logs = ask(environment, "second/logs")["logs"]
     ours = logs.split("Running entrypoint")[-1]
     assert "200" in ours
-    assert not re.search(r"[\r\x1b]", ours.split("\n", 1)[1].rsplit("--------", 3)[0])  # plain lines in a log
+    assert not re.search(r"[\r\x1b]", ours.split("\n", 1)[1])  # plain lines in a log
 
 
 def test_the_demo_ends_every_process_that_it_started(tmp_path):

@@ -645,9 +645,7 @@ def test_a_langchain_object_as_the_jobs_prompt(chains, llm):
 
 
 @pytest.mark.ray
-def test_a_job_over_a_users_own_prompt(chains, questions, tmp_path):
-    import os
-
+def test_a_job_over_a_users_own_prompt(chains, questions, tmp_path, shared_ray):
     import pyarrow.dataset as ds
 
     done = run_job(
@@ -655,7 +653,7 @@ def test_a_job_over_a_users_own_prompt(chains, questions, tmp_path):
         "prompt._target_=own_chains.few_shot",
         f"input.path={questions}",
         f"output.path={tmp_path / 'out'}",
-        env={**os.environ, "PYTHONPATH": str(chains)},
+        env=shared_ray | {"PYTHONPATH": str(chains)},
     )
     assert done.returncode == 0, done.stderr
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()

@@ -7,25 +7,17 @@ import json
 import pytest
 import torch
 
+from hfray.batch.job import run_batch
 from hfray.completion import Prompt
 from hfray.engines.base import Request
 from hfray.engines.torch.seq2seq import Seq2SeqEngine
+from hfray.errors import ExitCode
 from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
-from tests.conftest import QUESTIONS, run_job
+from tests.conftest import QUESTIONS, batch_settings
 
 PROMPTS = [Prompt(question) for question in QUESTIONS]
 GREEDY = GenerationParams(max_new_tokens=12, temperature=0)
-
-
-@pytest.fixture(scope="module")
-def tiny_t5_ir(tiny_t5, tmp_path_factory):
-    """The T5 as an OpenVINO IR folder."""
-    from hfray.models.openvino_ir import export
-
-    folder = tmp_path_factory.mktemp("t5-ir") / "ir"
-    export(tiny_t5, folder, task="text2text-generation")
-    return folder
 
 
 @pytest.fixture
@@ -162,7 +154,7 @@ def test_a_model_without_an_encoder_is_refused(tiny_gpt2):
 def test_a_job_summarizes(t5_with_tasks, questions, tmp_path, shared_ray):
     import pyarrow.dataset as ds
 
-    done = run_job(
+    settings = batch_settings(
         "conf=smollm2_cpu",
         "model.precision=exact",
         f"model.source={t5_with_tasks}",
@@ -171,9 +163,8 @@ def test_a_job_summarizes(t5_with_tasks, questions, tmp_path, shared_ray):
         "generation.max_new_tokens=8",
         f"input.path={questions}",
         f"output.path={tmp_path / 'out'}",
-        env=shared_ray,
     )
-    assert done.returncode == 0, done.stderr
+    assert run_batch(settings).exit_code == ExitCode.OK
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
     engine = Seq2SeqEngine.from_folder(t5_with_tasks, precision="exact", task="summarization")
     expected = [
