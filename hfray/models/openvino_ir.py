@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections import deque
@@ -24,6 +25,9 @@ TASKS = {
     "translation": "text2text-generation-with-past",
 }
 LAST_LINES = 3  # of optimum's output, in an error message
+# OpenVINO's converter and NNCF send usage statistics, unless a CI runs them: about twenty events in an export, each in
+# a process of its own that waits up to 3 seconds for an answer.
+NO_TELEMETRY = {"CI": "true"}
 
 
 def export_cached(folder: Path, settings: EngineSettings, backend: OpenVINOBackend) -> Path:
@@ -89,7 +93,14 @@ def export(
 def _run(command: list[str], on_line: Callable[[str], None] | None) -> tuple[int, list[str]]:
     """Run a command; returns its exit code and its last lines of output."""
     lines: deque[str] = deque(maxlen=200)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=os.environ | NO_TELEMETRY,
+    )
     try:
         assert process.stdout is not None
         for line in process.stdout:  # universal newlines: a progress bar's carriage returns end lines too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -81,6 +82,14 @@ def test_lines_of_a_real_process_arrive_one_by_one():
     code, lines = openvino_ir._run(["sh", "-c", "printf 'one\\n\\n 50%%\\r100%%\\n'; exit 3"], seen.append)
     assert (code, lines) == (3, ["one", "50%", "100%"])
     assert seen == lines
+
+
+def test_an_export_sends_no_usage_statistics(monkeypatch):
+    """NNCF and OpenVINO's converter ask this function of OpenVINO's telemetry."""
+    pytest.importorskip("openvino_telemetry")
+    code = "from openvino_telemetry.utils.opt_in_checker import OptInChecker; print(OptInChecker._run_in_ci())"
+    monkeypatch.delenv("CI", raising=False)
+    assert openvino_ir._run([sys.executable, "-c", code], None) == (0, ["True"])
 
 
 def test_a_changed_model_is_exported_again(tmp_path, monkeypatch):

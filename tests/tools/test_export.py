@@ -13,15 +13,27 @@ from transformers import PreTrainedTokenizerFast
 from hfray.config.compose import load_settings
 from hfray.errors import SettingsError
 from hfray.langchain.llm import HuggingFacePipeline
+from hfray.models import openvino_ir
 from hfray.models.openvino_ir import fitting_group_size, group_size
 from hfray.tools.export import ExportSettings, run_export, try_folder
 from tests.conftest import QUESTIONS, run_job
+from tests.tools.exporter import Exporter
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
+@pytest.fixture(scope="module")
+def one_process():
+    """All exports of a test run in one process. The test of the command runs its export as users do."""
+    exporter = Exporter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_ir, "_run", exporter.run)
+        yield
+    exporter.close()
+
+
 @pytest.mark.model
-def test_a_tokenizer_that_cannot_be_converted_is_named_and_no_folder_stays(tiny_gpt2, tmp_path):
+def test_a_tokenizer_that_cannot_be_converted_is_named_and_no_folder_stays(tiny_gpt2, tmp_path, one_process):
     source, target = tmp_path / "odd", tmp_path / "ir"
     shutil.copytree(tiny_gpt2, source)
     odd = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
@@ -72,7 +84,7 @@ def test_the_command_makes_an_int8_folder_for_quantized_inference(tiny_gpt2, tmp
 
 @pytest.mark.model
 @pytest.mark.parametrize(("weight_format", "expected_group"), [("fp16", None), ("int4", 32)])
-def test_formats(tiny_gpt2, tmp_path, weight_format, expected_group):
+def test_formats(tiny_gpt2, tmp_path, one_process, weight_format, expected_group):
     target = tmp_path / "ir"
     target.mkdir()  # an empty folder may exist
     overrides = (f"backend.weight_format={weight_format}",)
