@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_INSTALLED := $(VENV)/.installed-demo
 
+# Jobs and tests start many Python processes. Without byte code, each would compile the same files again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo quick test lint docs format submit-demo chaos bench constraints audit clean
 
@@ -29,7 +32,8 @@ demo: $(DEMO_INSTALLED) ## answer 24 questions with a real model on this machine
 	$(BIN)/python -m jobs.batch input.path=examples/questions.jsonl output.path=outputs/demo
 
 # After the death of a test process the run ends with a failure; pytest-xdist would otherwise wait for ever.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+# tests/conftest.py decides the order of the files.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 quick: $(INSTALLED) ## run the tests that start no Ray, no server and no real model
 	$(PYTEST) -m "not ray and not server and not model"

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 
 import psutil
 import pyarrow.dataset as ds
@@ -23,10 +24,23 @@ from tests.conftest import QUESTIONS, batch_settings, run_job
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
 
 
-def test_one_row_in_one_row_out(questions, tmp_path):
-    summary = run_fake(questions, tmp_path / "out")
-    rows = rows_of(tmp_path / "out")
-    assert summary.exit_code == ExitCode.OK
+@pytest.fixture(scope="module")
+def finished_job(tmp_path_factory, shared_ray) -> Path:
+    """A folder with a table `questions.jsonl` and the output folder `out` of a job. Tests may only read it."""
+    folder = tmp_path_factory.mktemp("finished")
+    source = write(folder / "questions.jsonl", [{"question": q, "n": i} for i, q in enumerate(QUESTIONS)])
+    assert run_fake(source, folder / "out").exit_code == ExitCode.OK
+    return folder
+
+
+@pytest.fixture
+def finished(finished_job, tmp_path) -> tuple[Path, Path]:
+    """The table, and an own copy of the output folder."""
+    return finished_job / "questions.jsonl", shutil.copytree(finished_job / "out", tmp_path / "out")
+
+
+def test_one_row_in_one_row_out(finished_job):
+    rows = rows_of(finished_job / "out")
     assert [row["question"] for row in rows] == QUESTIONS
     assert [row["n"] for row in rows] == list(range(8))
     assert list(rows[0]) == ["question", "n", *OUTPUT_COLUMNS]
@@ -37,7 +51,7 @@ def test_one_row_in_one_row_out(questions, tmp_path):
         assert row["error"] is None
         assert row["num_prompt_tokens"] == len(row["prompt"].encode())
         assert row["num_generated_tokens"] == len(row["generated_text"].encode())
-    part = next((tmp_path / "out").glob("*.parquet"))
+    part = next((finished_job / "out").glob("*.parquet"))
     assert pq.ParquetFile(part).metadata.row_group(0).column(0).compression == "ZSTD"
 
 
@@ -53,10 +67,9 @@ def test_equal_prompts_are_answered_once_and_all_have_their_row(tmp_path):
     assert summary.engine.saved_tokens.generated == sum(row["num_generated_tokens"] for row in rows) * 3 / 4
 
 
-def test_run_and_summary_files(questions, tmp_path):
-    run_fake(questions, tmp_path / "out")
-    run = json.loads((tmp_path / "out/_hfray/run.json").read_text())
-    summary = json.loads((tmp_path / "out/_hfray/summary.json").read_text())
+def test_run_and_summary_files(finished_job):
+    run = json.loads((finished_job / "out/_hfray/run.json").read_text())
+    summary = json.loads((finished_job / "out/_hfray/summary.json").read_text())
     assert run["settings"]["backend"]["name"] == "fake"
     assert run["fingerprint"]["prompt.template"].startswith("Question")
     assert run["versions"]["ray"].startswith("2.60")
@@ -125,20 +138,20 @@ def test_finished_jobs_do_nothing_and_resumed_ones_only_what_is_left(questions, 
     assert all((out / name).read_bytes() == content for name, content in first.items())
 
 
-def test_other_settings_into_the_same_folder_are_refused_by_name(questions, tmp_path):
-    run_fake(questions, tmp_path / "out")
-    before = (tmp_path / "out/_hfray/run.json").read_bytes()
+def test_other_settings_into_the_same_folder_are_refused_by_name(finished):
+    source, out = finished
+    before = (out / "_hfray/run.json").read_bytes()
     with pytest.raises(SettingsError) as caught:
-        run_fake(questions, tmp_path / "out", "prompt=chat", "generation.max_new_tokens=7")
+        run_fake(source, out, "prompt=chat", "generation.max_new_tokens=7")
     for word in (
         "prompt.template was",
         "prompt.chat was False and is True",
         "generation.max_new_tokens was 128 and is 7",
     ):
         assert word in str(caught.value)
-    assert (tmp_path / "out/_hfray/run.json").read_bytes() == before
+    assert (out / "_hfray/run.json").read_bytes() == before
     same_text = ["workers.size=2", "output.rows_per_file=5", "backend.batch_size=3", "errors.max_fraction=0.5"]
-    assert run_fake(questions, tmp_path / "out", *same_text).exit_code == ExitCode.OK
+    assert run_fake(source, out, *same_text).exit_code == ExitCode.OK
 
 
 def test_failed_rows_are_done_again_on_request_and_leave_one_row_each(questions, tmp_path):
@@ -167,11 +180,11 @@ def test_rows_of_earlier_runs_that_were_computed_otherwise_are_told(questions, t
     assert json.loads((out / "_hfray/run.json").read_text())["precisions"] == ["fp32"]
 
 
-def test_overwrite_starts_over(questions, tmp_path):
-    run_fake(questions, tmp_path / "out", "input.limit=4")
-    summary = run_fake(questions, tmp_path / "out", "generation.max_new_tokens=7", "output.overwrite=true")
+def test_overwrite_starts_over(finished):
+    source, out = finished
+    summary = run_fake(source, out, "generation.max_new_tokens=7", "output.overwrite=true")
     assert summary.written.rows == 8
-    assert len(rows_of(tmp_path / "out")) == 8
+    assert len(rows_of(out)) == 8
 
 
 @pytest.mark.parametrize(
@@ -185,22 +198,22 @@ def test_overwrite_starts_over(questions, tmp_path):
         ("done", ["output.resume=false"], ["output.path", "output.resume=true"]),
     ],
 )
-def test_unusable_output_or_prompt_is_named(questions, tmp_path, setup, overrides, words):
-    out = tmp_path / "out"
+def test_unusable_output_or_prompt_is_named(questions, tmp_path, setup, overrides, words, request):
+    source, out = questions, tmp_path / "out"
     if setup == "foreign":
         out.mkdir()
         (out / "notes.txt").write_text("mine")
     elif setup == "file":
         out.write_text("a file")
     elif setup == "done":
-        run_fake(questions, out)
+        source, _ = request.getfixturevalue("finished")
     elif setup == "alive":
         (out / "_hfray").mkdir(parents=True)
         parent = psutil.Process(os.getppid())
         owner = {"run_id": "x", "host": socket.gethostname(), "pid": parent.pid, "began": parent.create_time()}
         (out / "_hfray/owner.json").write_text(json.dumps(owner))
     with pytest.raises(SettingsError) as caught:
-        run_fake(questions, out, *overrides)
+        run_fake(source, out, *overrides)
     for word in words:
         assert word in str(caught.value)
 
@@ -217,14 +230,13 @@ def test_a_worker_that_cannot_start_ends_the_job_once_with_the_cause(questions, 
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_model_without_chat_template_is_refused_before_any_row(questions, tmp_path, tiny_gpt2, shared_ray):
+def test_a_model_without_chat_template_is_refused_before_any_row(questions, tmp_path, tiny_gpt2, capfd):
     model = tmp_path / "model"
     shutil.copytree(tiny_gpt2, model, ignore=lambda _, names: [name for name in names if "chat_template" in name])
     settings = [f"model.source={model}", "conf=smollm2_cpu", "model=local", "prompt=chat"]
-    done = run_job(f"input.path={questions}", f"output.path={tmp_path / 'out'}", *settings, env=shared_ray)
-    assert done.returncode == ExitCode.UNUSABLE
-    assert done.stderr.splitlines()[-1].startswith("error: prompt.chat=true: the model has no chat template")
-    assert "Traceback" not in done.stdout + done.stderr
+    with pytest.raises(SettingsError, match=r"^prompt\.chat=true: the model has no chat template"):
+        run_batch(batch_settings(f"input.path={questions}", f"output.path={tmp_path / 'out'}", *settings))
+    assert "Traceback" not in "".join(capfd.readouterr())
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
