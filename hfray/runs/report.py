@@ -6,10 +6,12 @@ text: the templates escape all of it.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -21,6 +23,9 @@ from hfray.runs.contents import Contents, read_contents
 from hfray.runs.history import Run, course, load_runs, pools, stage_seconds, tail_seconds, workers
 from hfray.runs.summary import RunState
 from hfray.runs.words import cut, duration, moment, precision_words, rate, size
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PAGE = "report.html"
 SAMPLES = 200
@@ -77,6 +82,12 @@ def report_page(output: OutputFolder) -> str:
 
 def render(template: str, **values: object) -> str:
     """A template of this package with these values, all of them escaped."""
+    return _environment().get_template(template).render(now=datetime.now(UTC).timestamp(), **values)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """It keeps the compiled templates."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -88,7 +99,7 @@ def render(template: str, **values: object) -> str:
     )
     environment.filters |= {"duration": duration, "moment": moment, "bytes": size, "rate": rate}
     environment.filters["precision"] = precision_words
-    return environment.get_template(template).render(now=datetime.now(UTC).timestamp(), **values)
+    return environment
 
 
 # --- figures ---------------------------------------------------------------------------------------------------

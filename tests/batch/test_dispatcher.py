@@ -56,9 +56,14 @@ def test_what_the_engines_really_compute_in_is_told_everywhere(tmp_path, capfd):
     }
 
 
-def test_what_each_pool_did_is_shown(tmp_path):
+def test_a_pool_whose_nodes_never_come_holds_nothing_up_and_what_each_pool_did_is_shown(tmp_path):
     out = tmp_path / "out"
-    summary = run_pools(table(tmp_path, 64), out, fake("left"), fake("right"), fake("gone", resources={"nowhere": 1}))
+    summary = run_pools(table(tmp_path, 100), out, fake("left"), fake("right"), fake("gone", resources={"nowhere": 1}))
+    check_rows(out, 100)
+    done = summary.engine.pools
+    assert summary.exit_code == ExitCode.OK
+    assert (done["gone"].workers, done["gone"].rows) == (0, 0)
+    assert done["left"].rows + done["right"].rows == 100
     said = io.StringIO()
     print_summary(summary, said)
     left = summary.engine.pools["left"]
@@ -84,14 +89,6 @@ def test_what_a_slow_worker_is_left_with_goes_to_an_idle_one(tmp_path, monkeypat
     summary = run_pools(table(tmp_path, 200), tmp_path / "out", fake("fast", 0.1), fake("stuck", 3600))
     check_rows(tmp_path / "out", 200)
     assert summary.engine.pools["stuck"].rows == 0
-
-
-def test_a_pool_whose_nodes_never_come_holds_nothing_up(tmp_path):
-    summary = run_pools(table(tmp_path, 100), tmp_path / "out", fake("gone", resources={"nowhere": 1}), fake("here"))
-    check_rows(tmp_path / "out", 100)
-    done = summary.engine.pools
-    assert summary.exit_code == ExitCode.OK
-    assert (done["gone"].workers, done["gone"].rows, done["here"].rows) == (0, 0, 100)
 
 
 def test_no_pool_that_comes_up_is_the_end_with_what_each_wants(tmp_path):

@@ -1,7 +1,7 @@
 """The promise over generated tables: one row in, one row out, values unchanged, whatever dies meanwhile.
 
 Ray takes no part: the test drives the same pieces as the job. A run is killed between two files, or in the middle of
-writing one. HFRAY_EXAMPLES=20000 runs 20,000 random tables instead of 500 fixed ones.
+writing one. HFRAY_EXAMPLES=20000 runs 20,000 random tables instead of 450 fixed ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hfray.inference.prompts import RecordPrompt
 from tests.batch.tables import KEY, Case, InputFile, cases
 from tests.conftest import batch_settings
 
-EXAMPLES = int(os.environ.get("HFRAY_EXAMPLES", "500"))
+EXAMPLES = int(os.environ.get("HFRAY_EXAMPLES", "450"))
 OPTIONS = {
     "deadline": None,
     "database": None,
@@ -62,7 +62,6 @@ def test_no_table_breaks_the_promise(base, case):
     check(base, case)
 
 
-@pytest.mark.model
 @pytest.mark.model
 @pytest.mark.timeout(0)
 @settings(max_examples=EXAMPLES, **OPTIONS)

@@ -20,8 +20,9 @@ pytestmark = pytest.mark.ray
 
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 # The head takes no work, and notices within seconds that a node is lost.
-HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-HEAD = NODE | {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH}
+CONFIG = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+CONFIG |= {"prestart_worker_first_driver": False}  # no process before there is work for it
+HEAD = NODE | {"num_cpus": 0, "include_dashboard": False, "_system_config": CONFIG}
 # One worker on each node: every node has one slot, and every worker takes one.
 ONE_EACH = ["workers.cpus=2", "workers.resources.slot=1"]
 # Rows take several steps, so that a held engine is in the middle of some.

@@ -653,7 +653,8 @@ def test_a_job_over_a_users_own_prompt(chains, questions, tmp_path, shared_ray):
         "prompt._target_=own_chains.few_shot",
         f"input.path={questions}",
         f"output.path={tmp_path / 'out'}",
-        env=shared_ray | {"PYTHONPATH": str(chains)},
+        env=shared_ray,
+        cwd=chains,
     )
     assert done.returncode == 0, done.stderr
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
