@@ -155,7 +155,7 @@ def _implied(part: Mapping[str, Any]) -> str | None:
         return "object"
     if "items" in part:
         return "array"
-    if any(name.startswith(("min", "max", "exclusive")) for name in part):
+    if any(name.startswith(("min", "max", "exclusive", "required", "additional")) for name in part):
         raise _UnsupportedError
     return None
 

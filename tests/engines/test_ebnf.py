@@ -105,6 +105,8 @@ def test_a_grammar_may_begin_after_a_thought():
         {"type": "object", "properties": {"a": {}}, "required": ["b"]},
         {"$ref": "#/$defs/A", "properties": {"b": {}}, "$defs": {"A": {"type": "object"}}},
         {"minLength": 3},
+        {"required": ["a"]},
+        {"additionalProperties": {"type": "boolean"}},
         {"anyOf": [{"type": "string"}], "$ref": "#"},
         False,
     ],
