@@ -45,6 +45,7 @@ def test_each_column_has_its_distribution(tmp_path):
     page = report_page(OutputFolder(str(tmp_path)))
     assert "3 fit their form, 1 never did; 2 needed more than one try" in page
     assert "positive: 2, negative: 1" in page
+    assert "the answer that does not fit</span><pre>x</pre>" in page
 
 
 def test_flattened_columns_have_theirs(tmp_path):
