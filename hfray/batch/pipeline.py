@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from hfray import interrupts
 from hfray.batch import dispatcher
 from hfray.batch.dataset import QUEUE_BLOCKS, TICK_SECONDS, Block, BlockStream, streaming
+from hfray.batch.pool_worker import MAX_CALLS
 from hfray.batch.preflight import Job
 from hfray.batch.worker import BatchWorker
 from hfray.batch.writer import Writer
@@ -31,7 +32,6 @@ MIN_BLOCK, MAX_BLOCK = 16, 1024  # rows
 MAX_BLOCK_BYTES = 32 << 20  # of input, by the mean size of a row in the slice with the largest rows
 MIN_IN_FLIGHT = 192  # fewest rows in a worker; a row keeps its place until its whole block is finished
 IN_FLIGHT = 2.5  # rows in a worker per row that its engine runs at once, so that the engine never waits for a block
-MAX_CALLS = 32  # blocks in a worker
 # Ray Data fuses stages that book equal resources. This resource of 1 MiB keeps the reader out of the engine's actors.
 WORKER_MEMORY = 1 << 20
 

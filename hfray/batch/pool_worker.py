@@ -14,7 +14,7 @@ import pyarrow as pa
 from hfray.batch.worker import BatchWorker
 from hfray.config.batch import BatchSettings
 
-MAX_CALLS = 32  # blocks in a worker; a slow row keeps its whole block open
+MAX_CALLS = 80  # blocks in a worker: 1,024 rows in the smallest blocks, and more, as a slow row keeps its block open
 POLL_SECONDS = 0.01  # between two looks at the engine while it has enough rows
 
 

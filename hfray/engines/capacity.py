@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 CAPACITY = {"openvino": 256, "vllm": 256, "fake": 64}
-CPU_CAPACITY, MAX_CAPACITY = 32, 256  # transformers: rows on a CPU, and on a GPU (fewer if its memory is short)
+CPU_CAPACITY, MAX_CAPACITY = 32, 1024  # transformers: rows on a CPU, and on a GPU (fewer if its memory is short)
 OPENVINO_LEAST = 128  # rows with a small KV cache; 256 rows were 8 % faster than 128 on two cores
 # Tokens of a typical row. An engine's capacity is its memory divided by the memory of a typical row. If the KV cache
 # gets full, the engine evicts rows and computes them again.

@@ -98,7 +98,8 @@ def _openvino(settings: EngineSettings, backend: OpenVINOBackend, folder: Path, 
 
 def _transformers(settings: EngineSettings, backend: TransformersBackend, folder: Path, threads: int | None) -> Engine:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    import torch
+    import hfray.engines.torch  # noqa: F401  before torch: sets up its memory allocator
+    import torch  # isort: skip
 
     if threads:
         torch.set_num_threads(threads)

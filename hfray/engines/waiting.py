@@ -43,19 +43,25 @@ SAMPLES = 32  # before so many completions, the estimate is the maximum length
 
 
 class ExpectedLength:
-    """A linear regression of generated tokens over prompt tokens."""
+    """A linear regression of generated tokens over prompt tokens, and the longest completion."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._count = self._longest = 0
         self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, prompt_tokens: int, generated_tokens: int) -> None:
         """Add a finished completion."""
         self._count += 1
+        self._longest = max(self._longest, generated_tokens)
         self._x += prompt_tokens
         self._y += generated_tokens
         self._xx += prompt_tokens * prompt_tokens
         self._xy += prompt_tokens * generated_tokens
+
+    @property
+    def longest(self) -> int | None:
+        """The tokens of the longest completion so far; None if there were too few."""
+        return self._longest if self._count >= SAMPLES else None
 
     def of(self, request: Request) -> float:
         """The expected length of a completion in tokens, at most `max_new_tokens`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -29,7 +31,8 @@ def make_engine(name, request, *, precision="exact", **options):
     if backend == "transformers":
         from hfray.engines.torch.causal import TransformersEngine
 
-        return TransformersEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), precision=precision, **options)
+        options = {"device": os.environ.get("HFRAY_TEST_DEVICE", "cpu"), "precision": precision} | options
+        return TransformersEngine.from_folder(request.getfixturevalue(f"tiny_{model}"), **options)
     if backend == "paged":
         from hfray.engines.torch.paged import PagedEngine
 

@@ -94,8 +94,8 @@ def load_model(
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, **(model_kwargs or {})}
     if attention:
         options["attn_implementation"] = attention
-    if device_map is not None:
-        options["device_map"] = device_map
+    if device_map is not None or device != "cpu":  # the weights go straight to the device, not through the CPU's memory
+        options["device_map"] = device_map or {"": device}
     model = auto_class.from_pretrained(folder, **options)
     return model.eval() if device_map is not None else model.eval().to(device)
 

@@ -49,8 +49,16 @@ def grouped_sdpa(
     return attended.reshape(rows, 1, heads, -1), None
 
 
+def mask_without_wait(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """As transformers' `sdpa_mask`, which looks on the CPU whether a batch has padding. A GPU would have to wait."""
+    on_cpu = torch.device(kwargs.get("device", "cpu")).type == "cpu"
+    if not on_cpu and kwargs.get("attention_mask") is not None:
+        kwargs["allow_is_causal_skip"] = False
+    return sdpa_mask(*args, **kwargs)
+
+
 AttentionInterface.register(NAME, grouped_sdpa)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, mask_without_wait)
 
 
 def use_grouped_attention(model: Any) -> None:

@@ -28,7 +28,8 @@ BLOCK_TOKENS = 256  # transformers' default block size of the KV cache
 CPU_KV_CACHE_GIB = 1.0
 CPU_BATCH_TOKENS = 1024  # sdpa computes a mask of every token against every other token of a step
 # transformers 5.5 reuses a CUDA graph recorded for short prompts for a longer prompt, but the graph fixes the length.
-GRAPHS_SINCE = Version("5.19")
+# transformers 5.17 records a graph for each length (rounded up).
+GRAPHS_SINCE = Version("5.17")
 WAIT_SECONDS = 1.0  # for a token, before checking that the manager's thread is alive
 
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it warns at the end of every request
@@ -78,6 +79,7 @@ class PagedEngine(Engine):
                 "Use backend.paged=false."
             )
         on_cpu = model.device.type == "cpu"
+        check_attention(model.device.type, model.config._attn_implementation)
         self.tokenizer, self.context_length, self.precision = tokenizer, context, precision_of(model)
         self.capacity = capacity or (CPU_CAPACITY if on_cpu else MAX_CAPACITY)
         self.end_ids = end_ids(model, tokenizer)
@@ -108,8 +110,8 @@ class PagedEngine(Engine):
         # With several groups of layers, a block does not hold BLOCK_TOKENS tokens, so `_blocks` would be wrong.
         if getattr(cache, "num_groups", 1) > 1:
             raise ValueError(
-                f"backend.paged=true: {type(model).__name__} has layers with different attention, which needs transformers "
-                f"5.19 (this is {transformers.__version__}). Use backend.paged=false."
+                f"backend.paged=true: {type(model).__name__} has layers with different attention, which hfray does not "
+                "page. Use backend.paged=false."
             )
         self._num_blocks = self._free_blocks = cache.num_blocks
         self._started, self._waiting, self._first = False, WaitingRequests(), None
@@ -233,6 +235,21 @@ class PagedEngine(Engine):
 
     def _forget(self, request_id: str) -> None:
         self._free_blocks += self._running.pop(request_id).blocks
+
+
+def check_attention(device: str, implementation: str) -> None:
+    """Raise ValueError if paged attention would be slow: without flash attention, each step computes a mask of all its
+    tokens against all tokens in the cache.
+
+    Args:
+        device: the kind of the model's device, as `cuda`.
+        implementation: the model's attention implementation.
+    """
+    if device != "cpu" and "flash" not in implementation:
+        raise ValueError(
+            f"backend.paged=true: on a GPU this needs flash attention, and the model uses {implementation}. Set "
+            "backend.attention=flash_attention_2 with the package flash-attn, or use backend.paged=false."
+        )
 
 
 def _blocks(request: Request) -> int:

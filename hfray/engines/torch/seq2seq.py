@@ -7,7 +7,6 @@ all its tokens. The same class runs transformers' models and optimum-intel's Ope
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,17 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
-from hfray.engines.capacity import CPU_CAPACITY, MAX_CAPACITY
+from hfray.engines.capacity import CPU_CAPACITY
 from hfray.engines.precision import openvino_properties, precision_of, precision_of_compiled
-from hfray.engines.torch.causal import out_of_memory
+from hfray.engines.torch.admission import Admission
 from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
-from hfray.engines.torch.sampling import Row, Sampler
+from hfray.engines.torch.memory import out_of_memory, release
+from hfray.engines.torch.row import Row
+from hfray.engines.torch.sampling import Sampler
 from hfray.models.folder import context_length, read_config
 
 BATCH_TOKENS = 8192
+GPU_ROWS = 256
 UNSET_MAX_LENGTH = 20  # transformers' global default; treated as not set
 OVERRIDES = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
 UNSUPPORTED = ("presence_penalty", "frequency_penalty")
@@ -49,7 +51,7 @@ class Seq2SeqEngine(Engine):
         tokenizer: its tokenizer.
         task: selects the entry of the config's `task_specific_params` with prefix and generation settings, as in
             transformers 4's pipelines; "translation" selects the first language pair.
-        capacity: how many rows run at once; halved when memory runs out.
+        capacity: how many rows run at once; halved for a while when memory runs out.
         batch_tokens: the maximum number of prompt tokens, padding included, in one batch.
         context: the maximum number of prompt tokens, and of generated tokens; None: no limit.
         precision: what an OpenVINO model computes in; None: as the weights of the model say.
@@ -75,8 +77,8 @@ class Seq2SeqEngine(Engine):
         task_params = task_settings(model.config, task)
         self.tokenizer = PrefixTokenizer(tokenizer, task_params.pop("prefix", None) or "")
         self.generation.update(**task_params)
-        self.capacity = capacity or (MAX_CAPACITY if model.device.type == "cuda" else CPU_CAPACITY)
-        self._batch_tokens = batch_tokens
+        rows = capacity or (GPU_ROWS if model.device.type == "cuda" else CPU_CAPACITY)
+        self._admission = Admission(rows, batch_tokens)
         self.end_ids = end_ids(model, self.tokenizer)
         self._waiting: list[Request] = []
 
@@ -134,6 +136,15 @@ class Seq2SeqEngine(Engine):
             raise ValueError(f"OpenVINO cannot run model.source={folder} on device.name={device}: {error}") from error
         return cls(model, tokenizer, task=task, capacity=capacity, context=_positions(folder), precision=computes)
 
+    @property
+    def capacity(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The maximum number of rows in a batch; it falls for a while when memory runs out."""
+        return self._admission.rows
+
+    @capacity.setter
+    def capacity(self, rows: int) -> None:
+        self._admission.limit(rows)
+
     def room(self, params: GenerationParams, prompt_tokens: int) -> int:
         """As the base class; `max_length` counts the completion and its start token, never the prompt."""
         if self.context_length is not None and prompt_tokens > self.context_length:
@@ -165,11 +176,15 @@ class Seq2SeqEngine(Engine):
         if not requests:
             return []
         try:
-            return self._run(requests)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            outputs = self._run(requests)
+        except (torch.OutOfMemoryError, RuntimeError) as caught:
+            if not out_of_memory(caught):
                 raise
-            return self._shrink(requests, error)
+            error = str(caught)
+        else:
+            self._admission.rise()
+            return outputs
+        return self._shrink(requests, error)  # after the `except`, so that the traceback no longer keeps tensors
 
     def cancel(self, request_id: int) -> None:
         self._waiting = [request for request in self._waiting if request.id != request_id]
@@ -189,7 +204,7 @@ class Seq2SeqEngine(Engine):
         if not self._waiting:
             return []
         first = self._waiting[0]
-        room = min(self.capacity, max(1, self._batch_tokens // len(first.prompt_ids)))
+        room = min(self.capacity, max(1, self._admission.prefill_tokens // len(first.prompt_ids)))
         alike = [r for r in self._waiting if r.params == first.params and r.max_new_tokens == first.max_new_tokens]
         taken = {request.id for request in alike[:room]}
         self._waiting = [request for request in self._waiting if request.id not in taken]
@@ -240,15 +255,13 @@ class Seq2SeqEngine(Engine):
             return StepOutput(request.id, tokens[: ends[0]], finish_reason="stop")
         return StepOutput(request.id, tokens[: request.max_new_tokens], finish_reason="length")
 
-    def _shrink(self, requests: list[Request], error: BaseException) -> list[StepOutput]:
+    def _shrink(self, requests: list[Request], error: str) -> list[StepOutput]:
         """Halve the capacity and run the rows again; a row that fails alone gets the error."""
+        release()
         if self.capacity == 1:
             return [StepOutput(requests[0].id, error=f"out of memory with this row alone: {error}")]
-        self.capacity = max(1, min(self.capacity, len(requests)) // 2)
+        self._admission.shrink(len(requests), len(requests) * max(len(r.prompt_ids) for r in requests), 0)
         self._waiting.extend(requests)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         return []
 
 
@@ -264,8 +277,10 @@ class DrawRows(LogitsProcessor):
         self._sampler = Sampler(set())
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        picked = torch.tensor(self._sampler.pick(scores, self._rows), device=scores.device)
-        return torch.full_like(scores, float("-inf")).scatter_(1, picked[:, None], 0.0)
+        picked = self._sampler.pick(scores, self._rows)
+        for row, token in zip(self._rows, picked.tokens, strict=True):
+            row.tokens.append(token)  # the draw depends on the number of tokens
+        return torch.full_like(scores, float("-inf")).scatter_(1, picked.on_device[:, None], 0.0)
 
 
 def task_settings(config: Any, task: str) -> dict[str, Any]:

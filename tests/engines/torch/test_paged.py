@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 import torch
+from packaging.requirements import Requirement
 from transformers import AutoModelForCausalLM
 
 from hfray.completion import Prompt
+from hfray.engines.torch.paged import GRAPHS_SINCE, check_attention
 from hfray.errors import EngineDiedError
 from hfray.inference.loop import EngineLoop
 from hfray.params import GenerationParams
@@ -81,3 +87,21 @@ def test_the_end_of_the_paged_managers_thread_is_the_engines(request):
     loop.engine._manager.stop(block=True)
     with pytest.raises(EngineDiedError, match="has ended"):
         loop.generate(PROMPTS[:1], params)
+
+
+def test_a_gpu_without_flash_attention_is_refused():
+    for implementation in ("sdpa", "eager", "paged|sdpa"):
+        with pytest.raises(
+            ValueError, match=rf"uses {re.escape(implementation)}.*flash_attention_2.*backend.paged=false"
+        ):
+            check_attention("cuda", implementation)
+    check_attention("cuda", "flash_attention_2")
+    check_attention("cpu", "sdpa")
+
+
+def test_cuda_graphs_are_used_with_a_release_that_pyproject_admits():
+    """The gate asked for a release that pyproject.toml excluded, so no one got CUDA graphs."""
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in project["optional-dependencies"]["transformers"]]
+    (admitted,) = (requirement.specifier for requirement in wanted if requirement.name == "transformers")
+    assert str(GRAPHS_SINCE) in admitted
