@@ -15,6 +15,7 @@ from hfray.batch.pool_worker import MAX_CALLS, free_blocks
         (64, 16, 96, 6, 0),
         (64, 16, 200, 13, -7),  # more than it can run
         (8, 64, 0, 0, 2),  # a block that is larger than the engine
+        (1024, 16, 0, 0, 66),  # a GPU
         (1024, 16, 0, MAX_CALLS - 1, 1),  # slow rows keep their blocks open
     ],
 )
