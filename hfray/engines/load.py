@@ -10,7 +10,7 @@ from hfray.config.formats import computing_format, format_of
 from hfray.engines.base import Engine
 from hfray.engines.capacity import capacity_of
 from hfray.engines.precision import torch_dtype
-from hfray.models.folder import read_config
+from hfray.models.folder import stored_dtype
 
 if TYPE_CHECKING:
     from hfray.config.backend import OpenVINOBackend, TransformersBackend, VLLMBackend
@@ -154,7 +154,7 @@ def _vllm(settings: EngineSettings, backend: VLLMBackend, folder: Path, threads:
     import torch
 
     arguments = {
-        "dtype": torch_dtype(settings.asked_precision, read_config(folder), on_cpu=on_cpu),
+        "dtype": torch_dtype(settings.asked_precision, stored_dtype(folder), on_cpu=on_cpu),
         "enable_prefix_caching": backend.prefix_caching,
         "tensor_parallel_size": 1 if on_cpu or device.map is None else torch.cuda.device_count(),
         "max_num_batched_tokens": backend.batch_tokens,

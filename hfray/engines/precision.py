@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,18 +40,19 @@ def gpu_formats() -> list[str]:
     return [*found, "fp16"] if min(capabilities) >= FP16_CAPABILITY else found
 
 
-def torch_dtype(precision: str, config: Mapping[str, Any], *, on_cpu: bool) -> str:
+def torch_dtype(precision: str, stored: str | None, *, on_cpu: bool, fast: Sequence[str] | None = None) -> str:
     """torch's name of the format to load a model in.
 
     Args:
         precision: a value of `model.precision`.
-        config: the model's config.json, which names the checkpoint's own format.
+        stored: the checkpoint's own format (`hfray.models.folder.stored_dtype`).
+        fast: the 16-bit formats that the GPU computes fast, the preferred one first; None: torch says.
     """
     wanted = format_of(precision)
     if wanted is None and on_cpu:
         wanted = "bf16" if cpu_computes_bf16() else "fp32"
     if wanted is None:
-        fast, own = gpu_formats(), format_name(config.get("dtype") or config.get("torch_dtype"))
+        fast, own = gpu_formats() if fast is None else fast, format_name(stored)
         wanted = own if own in fast else next(iter(fast), "fp32")
     return TORCH[wanted]
 

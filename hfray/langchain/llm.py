@@ -128,8 +128,8 @@ class HuggingFacePipeline(BatchedLLM):
                 download); for OpenVINO also `device` and `ov_config`; generation settings.
             pipeline_kwargs: generation settings and `return_full_text`.
             batch_size: the largest number of rows to run at once. Default: as many as the memory allows.
-            precision: as `model.precision` of a job: auto, exact, bf16, fp16 or fp32. Default: the checkpoint's own, or
-                the dtype in `model_kwargs`; for OpenVINO auto.
+            precision: as `model.precision` of a job: auto, exact, bf16, fp16 or fp32. Default: the dtype in
+                `model_kwargs`, or else the checkpoint's own on a CPU, and auto on a GPU; for OpenVINO auto.
             kwargs: fields of the LangChain object (callbacks, tags, cache, ...).
 
         Raises:

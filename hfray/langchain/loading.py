@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hfray.config.backend import OpenVINOBackend
 from hfray.config.build import build
-from hfray.config.engine import EngineSettings
+from hfray.config.engine import DeviceSettings, EngineSettings
 from hfray.engines.capacity import capacity_of
 from hfray.engines.load import SEQ2SEQ, load_engine
 from hfray.langchain.pipeline import LocalPipeline
@@ -135,11 +135,11 @@ def transformers_settings(
             "several. Remove one of them."
         )
     model = _model(model_id, loading, precision)
-    dtype = loading.pop("torch_dtype", None)
-    if dtype is None and precision is None:
-        dtype = "auto"  # the checkpoint's own dtype, as transformers chooses
-    model["kwargs"] = {**({} if dtype is None else {"dtype": dtype}), **loading}
     place = {"map": device_map} if device_map is not None else {"index": device}
+    dtype = loading.pop("torch_dtype", None)
+    if dtype is None and precision is None and not build(DeviceSettings, place).uses_gpu:
+        dtype = "auto"  # the checkpoint's own dtype, as transformers chooses; on a GPU as a job with precision=auto
+    model["kwargs"] = {**({} if dtype is None else {"dtype": dtype}), **loading}
     backend = {"name": "transformers"}
     return build(EngineSettings, {"model": model, "task": task, "backend": backend, "device": place})
 

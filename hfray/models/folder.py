@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json",
 # The name differs by architecture: Llama and most others, GPT-2 and GPT-J, BLOOM, MPT, T5-like.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # types of floating-point weights
 
 
 def is_ir(folder: Path) -> bool:
@@ -102,13 +106,58 @@ def stored_end_token_ids(folder: Path) -> set[int]:
     return end_token_ids(generation.get("eos_token_id"), read_config(folder).get("eos_token_id"))
 
 
+def stored_dtype(folder: Path) -> str | None:
+    """torch's name of the checkpoint's floating-point type; None if the files do not say.
+
+    The config names it, or else the weights themselves do: the config of bigscience/bloom-1b7, for example, does not,
+    and its weights are in float16.
+    """
+    config = read_config(folder)
+    for source in (config, config.get("text_config") or {}):
+        named = source.get("dtype") or source.get("torch_dtype")
+        if named:
+            return str(named).removeprefix("torch.")
+    for file in sorted(folder.glob("*.safetensors")):
+        return _safetensors_dtype(file)
+    return _bin_dtype(next(iter(sorted(folder.glob("*.bin"))), None))
+
+
+def _safetensors_dtype(file: Path) -> str | None:
+    """The type of most floating-point values of a safetensors file: 8 bytes of length, then a header in JSON."""
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length < file.stat().st_size:
+            return None
+        header = json.loads(stream.read(length))
+    sizes = Counter[str]()
+    for tensor in header.values():
+        if tensor.get("dtype") in SAFETENSORS:
+            sizes[SAFETENSORS[tensor["dtype"]]] += math.prod(tensor["shape"])
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _bin_dtype(file: Path | None) -> str | None:
+    """The type of most floating-point values of a file of PyTorch's own format; the values are not read."""
+    if file is None:
+        return None
+    import torch
+
+    try:
+        tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError):  # not weights, or too old a format
+        return None
+    sizes = Counter[str]()
+    for tensor in tensors.values():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
 def weight_bytes(folder: Path, dtype: str) -> int:
     """How many bytes the weights take in memory as `dtype` ("float32", "bfloat16", ...), from their file sizes."""
     kinds = ("*.safetensors", "*.bin")
     stored = next((total for kind in kinds if (total := sum(f.stat().st_size for f in folder.glob(kind)))), 0)
-    config = read_config(folder)
-    stored_dtype = str(config.get("dtype") or config.get("torch_dtype"))
-    return stored * BYTES[dtype] // BYTES.get(stored_dtype, BYTES[dtype])
+    return stored * BYTES[dtype] // BYTES.get(str(stored_dtype(folder)), BYTES[dtype])
 
 
 def model_type(folder: Path) -> str:

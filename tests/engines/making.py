@@ -9,7 +9,7 @@ import torch
 
 from hfray.completion import Prompt
 from hfray.engines.precision import torch_dtype
-from hfray.models.folder import read_config
+from hfray.models.folder import stored_dtype
 from tests.conftest import QUESTIONS
 from tests.ties import assert_same_until_tie
 
@@ -43,7 +43,7 @@ def make_engine(name, request, *, precision="exact", **options):
         from hfray.engines.vllm import VLLMEngine
 
         folder = request.getfixturevalue(f"tiny_{model}")
-        dtype = torch_dtype(precision, read_config(folder), on_cpu=True)
+        dtype = torch_dtype(precision, stored_dtype(folder), on_cpu=True)
         return VLLMEngine(folder, dtype=dtype, enforce_eager=True, **options)
     from hfray.engines.openvino import OpenVINOEngine
 

@@ -72,20 +72,21 @@ def test_formats_of_gpus(gpu):
 
 def test_auto_on_a_gpu_is_the_checkpoints_own_format_or_the_gpus(gpu):
     gpu((8, 0), bf16=True)
-    assert torch_dtype("auto", {"dtype": "float16"}, on_cpu=False) == "float16"
-    assert torch_dtype("auto", {"torch_dtype": "bfloat16"}, on_cpu=False) == "bfloat16"
-    assert torch_dtype("auto", {"dtype": "float32"}, on_cpu=False) == "bfloat16"
-    assert torch_dtype("exact", {"dtype": "float16"}, on_cpu=False) == "float32"
+    assert torch_dtype("auto", "float16", on_cpu=False) == "float16"
+    assert torch_dtype("auto", "bfloat16", on_cpu=False) == "bfloat16"
+    assert torch_dtype("auto", "float32", on_cpu=False) == "bfloat16"
+    assert torch_dtype("auto", None, on_cpu=False) == "bfloat16"
+    assert torch_dtype("exact", "float16", on_cpu=False) == "float32"
     gpu((7, 5), bf16=False)
-    assert torch_dtype("auto", {"dtype": "bfloat16"}, on_cpu=False) == "float16"
+    assert torch_dtype("auto", "bfloat16", on_cpu=False) == "float16"
     gpu((6, 1), bf16=False)
-    assert torch_dtype("auto", {"dtype": "bfloat16"}, on_cpu=False) == "float32"
+    assert torch_dtype("auto", "bfloat16", on_cpu=False) == "float32"
 
 
 def test_torchs_format_on_a_cpu():
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "exact": "float32"}
-    assert {name: torch_dtype(name, {}, on_cpu=True) for name in names} == names
-    assert torch_dtype("auto", {"dtype": "float16"}, on_cpu=True) == names[HERE]
+    assert {name: torch_dtype(name, None, on_cpu=True) for name in names} == names
+    assert torch_dtype("auto", "float16", on_cpu=True) == names[HERE]
 
 
 def test_a_model_of_torch_computes_in_the_format_of_most_of_its_weights():

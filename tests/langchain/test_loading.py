@@ -11,6 +11,7 @@ from hfray.engines.precision import cpu_computes_bf16
 from hfray.errors import SettingsError
 from hfray.langchain.llm import HuggingFacePipeline
 from hfray.langchain.loading import openvino_settings, transformers_pipeline, transformers_settings
+from tests.conftest import batch_settings
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 
@@ -101,6 +102,17 @@ def test_the_precision_of_the_engine(loading, precision, kwargs, asked):
     assert (settings.model.kwargs, settings.asked_precision) == (kwargs, asked)
     settings = openvino_settings("a/b", "text-generation", {}, None, None, precision)
     assert settings.model.precision == (precision or "auto")
+
+
+@pytest.mark.parametrize(("device", "device_map"), [(0, None), (None, "auto")])
+@pytest.mark.parametrize("loading", [{}, {"torch_dtype": "float16"}])
+def test_on_a_gpu_the_precision_is_that_of_a_job(device, device_map, loading):
+    settings = transformers_settings("a/b", "text-generation", loading, device, device_map)
+    place = [f"device.index={device}", f"device.map={device_map or 'null'}"] if device == 0 else ["device=auto"]
+    given = [f"+model.kwargs.dtype={loading['torch_dtype']}"] if loading else []
+    job = batch_settings("input.path=-", "output.path=-", "conf=smollm2_cpu", *place, *given)
+    assert settings.model.kwargs == job.model.kwargs
+    assert settings.asked_precision == job.asked_precision
 
 
 def test_a_dtype_that_contradicts_the_precision_is_refused(tiny_gpt2):

@@ -83,6 +83,36 @@ def test_weight_bytes(tmp_path):
     assert folders.size(tmp_path) == 1099 + len((tmp_path / "config.json").read_bytes())
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_the_weights_say_their_type_if_the_config_does_not(tmp_path, kind):
+    """As with bigscience/bloom-1b7, whose weights are in float16."""
+    import torch
+    from safetensors.torch import save_file
+
+    weights = {
+        "first.bias": torch.zeros(4, dtype=torch.float32),
+        "large.weight": torch.zeros(8, 8, dtype=torch.float16),
+        "positions": torch.zeros(256, dtype=torch.int64),
+    }
+    write(tmp_path, {"model_type": "bloom"})
+    assert folders.stored_dtype(tmp_path) is None
+    if kind == "bin":
+        torch.save(weights, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(weights, tmp_path / "model.safetensors")
+    assert folders.stored_dtype(tmp_path) == "float16"
+    stored = next(tmp_path.glob(f"*.{kind}")).stat().st_size
+    assert folders.weight_bytes(tmp_path, "float32") == 2 * stored
+    write(tmp_path, {"text_config": {"torch_dtype": "bfloat16"}})
+    assert folders.stored_dtype(tmp_path) == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_holds_no_weights_has_no_type(tmp_path, name):
+    (tmp_path / name).write_bytes(b"not weights, and no header either")
+    assert folders.stored_dtype(tmp_path) is None
+
+
 def test_channels_and_model_type(tmp_path):
     write(tmp_path, {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "d_ff": None})
     assert folders.channels(tmp_path) == [576, 1536]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hfray.engines.base import NO_CHAT_TEMPLATE
 from hfray.engines.precision import torch_dtype
 from hfray.errors import RequestError
-from hfray.models.folder import check_tokenizer, end_token_ids, read_config, weight_bytes
+from hfray.models.folder import check_tokenizer, end_token_ids, read_config, stored_dtype, weight_bytes
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -84,7 +84,7 @@ def load_model(
     """The folder's model on its device. `model_kwargs` may name a dtype too, if `precision` is auto."""
     config = read_config(folder)
     on_cpu = (device == "cpu" and device_map in (None, "cpu")) or not torch.cuda.is_available()
-    dtype = torch_dtype(precision, config, on_cpu=on_cpu)
+    dtype = torch_dtype(precision, stored_dtype(folder), on_cpu=on_cpu)
     quantized = "quantization_config" in {**config, **(model_kwargs or {})}
     if device_map is None and device != "cpu" and not quantized:
         loaded = loaded_dtype(folder, dtype, model_kwargs or {})
@@ -104,8 +104,7 @@ def loaded_dtype(folder: Path, dtype: str, model_kwargs: Mapping[str, Any]) -> s
     """The dtype that the weights get: `model_kwargs` wins, and its "auto" is the checkpoint's own dtype."""
     given = model_kwargs.get("dtype") or model_kwargs.get("torch_dtype")
     if given == "auto":
-        config = read_config(folder)
-        given = config.get("dtype") or config.get("torch_dtype") or "float32"
+        given = stored_dtype(folder) or "float32"
     name = str(given or dtype).removeprefix("torch.")
     return name if name in ("float32", "float16", "bfloat16") else dtype
 
