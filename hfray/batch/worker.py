@@ -19,6 +19,7 @@ from hfray.cluster.pools import workers_of
 from hfray.config.batch import BatchSettings
 from hfray.data import records
 from hfray.data.responses import ResponseColumns
+from hfray.engines.load import WORKER
 from hfray.errors import EngineDiedError, SettingsError
 from hfray.inference.worker import Worker
 
@@ -42,7 +43,7 @@ class BatchWorker:
     ) -> None:
         import ray
 
-        os.environ["HFRAY_WORKER"] = "1"
+        os.environ[WORKER] = "1"
         started = time.monotonic()
         self._monitor = monitor
         self._name = ray.get_runtime_context().get_actor_id()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hfray.config.engine import EngineSettings
 
 
+WORKER = "HFRAY_WORKER"  # environment variable, set in hfray's own workers
 SEQ2SEQ = {"text2text-generation", "summarization", "translation"}
 
 
@@ -173,14 +174,15 @@ def _visible(device: str) -> str:
 def torch_device(index: int | None) -> str:
     """torch's name for device.index. Raises ValueError if there is no such GPU.
 
-    Under Ray a worker sees only its own GPUs, so every index means the worker's first GPU.
+    A worker of hfray sees only the GPUs that it booked in Ray, so there every index means the first GPU. A user's own
+    task or actor may have several GPUs, and its index counts.
     """
     import torch
 
     if index is None or index < 0:
         return "cpu"
     count = torch.cuda.device_count()
-    if "RAY_JOB_ID" in os.environ or os.environ.get("HFRAY_WORKER"):
+    if os.environ.get(WORKER):
         index = 0
     if index >= count:
         raise ValueError(

@@ -24,6 +24,7 @@ from hfray.cluster.pools import check_resources, pool_of
 from hfray.config.compose import load_settings
 from hfray.config.serve import ServeSettings, is_loopback
 from hfray.engines.capacity import least_capacity_of
+from hfray.engines.load import WORKER
 from hfray.errors import SettingsError
 from hfray.serve import connections, proxy
 from hfray.serve.keys import ApiKeys
@@ -46,7 +47,7 @@ class Replica:
 
         check_proxy(settings)  # the variable may be set on the cluster only
         _listen_on_loopback()
-        os.environ["HFRAY_WORKER"] = "1"
+        os.environ[WORKER] = "1"
         name = serve.get_replica_context().replica_id.unique_id
         self._service = Service(settings, keys, threads, name, board)
 

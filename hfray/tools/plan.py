@@ -6,6 +6,7 @@ Writes nothing except the model cache. The output folder is read, and never crea
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from hfray.data.done_rows import DoneRows
 from hfray.data.output import OutputFolder
 from hfray.data.records import python_rows
 from hfray.data.table import Table
+from hfray.engines.load import WORKER
 from hfray.errors import EngineDiedError, RequestError, SettingsError
 from hfray.params import GenerationParams as Params
 from hfray.runs.contents import Lengths
@@ -156,7 +158,7 @@ def _try_somewhere(settings: BatchSettings, rows: pa.Table) -> Trial:
         waiting = check_resources(ray, pool)
         if waiting:
             print(waiting, file=sys.stderr, flush=True)
-        task, timeout = ray.remote(try_rows).options(**pool.booking, max_retries=0), workers.start_timeout
+        task, timeout = ray.remote(_try_as_worker).options(**pool.booking, max_retries=0), workers.start_timeout
         try:
             return ray.get(task.remote(settings, rows, pool.threads), timeout=timeout)
         except ray.exceptions.GetTimeoutError as error:
@@ -165,6 +167,15 @@ def _try_somewhere(settings: BatchSettings, rows: pa.Table) -> Trial:
             ) from error
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, SettingsError | EngineDiedError) else error from None
+
+
+def _try_as_worker(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Trial:
+    """`try_rows` in a Ray task, which sees only the GPUs that it booked."""
+    os.environ[WORKER] = "1"
+    try:
+        return try_rows(settings, rows, threads)
+    finally:
+        del os.environ[WORKER]  # another task may use this process next
 
 
 def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Trial:

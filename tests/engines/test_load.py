@@ -37,9 +37,9 @@ def test_no_index_is_the_cpu(index):
 
 @pytest.mark.parametrize(
     ("index", "variables", "device"),
-    [(1, {}, "cuda:1"), (1, {"HFRAY_WORKER": "1"}, "cuda:0"), (5, {"RAY_JOB_ID": "1"}, "cuda:0")],
+    [(1, {}, "cuda:1"), (1, {"RAY_JOB_ID": "1"}, "cuda:1"), (5, {"RAY_JOB_ID": "1", "HFRAY_WORKER": "1"}, "cuda:0")],
 )
-def test_a_worker_of_ray_sees_only_its_own_gpus(monkeypatch, index, variables, device):
+def test_only_in_hfrays_own_workers_every_index_is_the_first_gpu(monkeypatch, index, variables, device):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     set_only(monkeypatch, variables)
     assert torch_device(index) == device
