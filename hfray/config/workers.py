@@ -49,6 +49,11 @@ class WorkerSettings:
             return (1, 1)
         return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[-1])
 
+    @property
+    def gpu_share(self) -> float:
+        """The part of a GPU's memory that one worker may take; below 1 if several workers share a GPU."""
+        return self.gpus if self.gpus != "auto" and 0 < self.gpus < 1 else 1.0
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolSettings(WorkerSettings):

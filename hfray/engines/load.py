@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hfray.config.formats import computing_format, format_of
 from hfray.engines.base import Engine
 from hfray.engines.capacity import capacity_of
+from hfray.engines.gpu_memory import limit_memory
 from hfray.engines.precision import torch_dtype
 from hfray.models.folder import stored_dtype
 
@@ -21,18 +22,21 @@ WORKER = "HFRAY_WORKER"  # environment variable, set in hfray's own workers
 SEQ2SEQ = {"text2text-generation", "summarization", "translation"}
 
 
-def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads: int | None = None) -> Engine:
+def load_engine(
+    settings: EngineSettings, *, folder: Path | None = None, threads: int | None = None, gpu_share: float = 1.0
+) -> Engine:
     """Load the engine that `settings` describe.
 
     Args:
         folder: the prepared model folder. If it is None, or does not exist on this node, the model is prepared here
             (`hfray.models.source.prepare`).
         threads: CPU threads for the engine; None: the library decides.
+        gpu_share: the part of a GPU's memory that the engine may take (`WorkerSettings.gpu_share`).
 
     Raises:
         ValueError: the model or device cannot be used; the message names the key, its value and the remedy.
     """
-    engine = _load(settings, folder, threads)
+    engine = _load(settings, folder, threads, gpu_share)
     wanted = format_of(settings.asked_precision)
     if wanted is not None and computing_format(engine.precision) != wanted:
         engine.close()
@@ -43,7 +47,7 @@ def load_engine(settings: EngineSettings, *, folder: Path | None = None, threads
     return engine
 
 
-def _load(settings: EngineSettings, folder: Path | None, threads: int | None) -> Engine:
+def _load(settings: EngineSettings, folder: Path | None, threads: int | None, gpu_share: float) -> Engine:
     backend = settings.backend
     if backend.name == "fake":
         from hfray.engines.fake import FakeEngine
@@ -58,8 +62,8 @@ def _load(settings: EngineSettings, folder: Path | None, threads: int | None) ->
     if backend.name == "openvino":
         return _openvino(settings, backend, folder, threads)
     if backend.name == "transformers":
-        return _transformers(settings, backend, folder, threads)
-    return _vllm(settings, backend, folder, threads)
+        return _transformers(settings, backend, folder, threads, gpu_share)
+    return _vllm(settings, backend, folder, threads, gpu_share)
 
 
 def _openvino(settings: EngineSettings, backend: OpenVINOBackend, folder: Path, threads: int | None) -> Engine:
@@ -97,7 +101,9 @@ def _openvino(settings: EngineSettings, backend: OpenVINOBackend, folder: Path, 
     )
 
 
-def _transformers(settings: EngineSettings, backend: TransformersBackend, folder: Path, threads: int | None) -> Engine:
+def _transformers(
+    settings: EngineSettings, backend: TransformersBackend, folder: Path, threads: int | None, gpu_share: float
+) -> Engine:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import hfray.engines.torch  # noqa: F401  before torch: sets up its memory allocator
     import torch  # isort: skip
@@ -105,6 +111,7 @@ def _transformers(settings: EngineSettings, backend: TransformersBackend, folder
     if threads:
         torch.set_num_threads(threads)
     device = settings.device
+    limit_memory(gpu_share)
     options: dict[str, Any] = {
         "capacity": backend.batch_size,
         "batch_tokens": backend.batch_tokens,
@@ -130,7 +137,9 @@ def _transformers(settings: EngineSettings, backend: TransformersBackend, folder
     return TransformersEngine.from_folder(folder, **options)
 
 
-def _vllm(settings: EngineSettings, backend: VLLMBackend, folder: Path, threads: int | None) -> Engine:
+def _vllm(
+    settings: EngineSettings, backend: VLLMBackend, folder: Path, threads: int | None, gpu_share: float
+) -> Engine:
     device = settings.device
     if settings.task != "text-generation":
         raise ValueError(f"task={settings.task}: backend=vllm supports text-generation only. Use backend=transformers.")
@@ -162,7 +171,9 @@ def _vllm(settings: EngineSettings, backend: VLLMBackend, folder: Path, threads:
     }
     arguments = {name: value for name, value in arguments.items() if value is not None} | dict(backend.options)
     trust = settings.model.trust_remote_code
-    return VLLMEngine(folder, capacity=capacity_of(settings), trust_remote_code=trust, **arguments)
+    return VLLMEngine(
+        folder, capacity=capacity_of(settings), trust_remote_code=trust, gpu_share=gpu_share, **arguments
+    )
 
 
 def _visible(device: str) -> str:

@@ -100,10 +100,12 @@ class ProcessEngine(Engine):
         return answer
 
 
-def load_apart(settings: Any, *, folder: Path | None = None, threads: int | None = None) -> Engine:
+def load_apart(
+    settings: Any, *, folder: Path | None = None, threads: int | None = None, gpu_share: float = 1.0
+) -> Engine:
     """As `load_engine`; OpenVINO's text generation runs in a child process, because its steps would block this process."""
     if settings.backend.name != "openvino" or settings.task in SEQ2SEQ:
-        return load_engine(settings, folder=folder, threads=threads)
+        return load_engine(settings, folder=folder, threads=threads, gpu_share=gpu_share)
     from hfray.engines.openvino import OpenVINOTokenizer
 
     if folder is None:

@@ -46,14 +46,25 @@ class VLLMEngine(Engine):
     Args:
         folder: the Hugging Face folder.
         capacity: sequences run at once.
+        gpu_share: the part that this engine gets of the GPU memory that vLLM would take by default.
         arguments: further `EngineArgs` of vLLM.
     """
 
-    def __init__(self, folder: Path, *, capacity: int = 256, trust_remote_code: bool = False, **arguments: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        capacity: int = 256,
+        trust_remote_code: bool = False,
+        gpu_share: float = 1.0,
+        **arguments: Any,
+    ) -> None:
         # The request alone decides about sampling, not the model's generation_config. On a CPU, a seeded row with chunked
         # prefill crashes vLLM, because torch's CPU generators cannot be rewound.
         fixed = {"generation_config": "vllm"} | ({"enable_chunked_prefill": False} if current_platform.is_cpu() else {})
         mine = {"model": str(folder), "max_num_seqs": capacity, "trust_remote_code": trust_remote_code}
+        if gpu_share < 1:
+            mine["gpu_memory_utilization"] = gpu_share * EngineArgs.gpu_memory_utilization
         self.tokenizer = load_tokenizer(folder, trust_remote_code)
         try:
             engine_args = EngineArgs(**(fixed | mine | arguments))  # pyright: ignore[reportCallIssue]

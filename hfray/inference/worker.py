@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfray.cluster.pools import workers_of
 from hfray.completion import Completion, Prompt
 from hfray.errors import EngineDiedError, RequestError
 from hfray.inference.handle import Handle, gather
@@ -46,7 +47,8 @@ class Worker:
 
         self.settings, self._params = settings, settings.params
         load = load_apart if apart else load_engine
-        self.loop = EngineLoop(load(settings, folder=folder, threads=threads), on_death)
+        share = workers_of(settings).gpu_share
+        self.loop = EngineLoop(load(settings, folder=folder, threads=threads, gpu_share=share), on_death)
         self.prompts = RecordPrompt(settings.prompt, self.loop.engine.tokenizer, settings.response)
         # The columns that `params_of` and the prompts read; all columns if it is empty.
         self.columns = list(self.prompts.variables)

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfray.engines.base import NO_CHAT_TEMPLATE
+from hfray.engines.gpu_memory import usable_memory
 from hfray.engines.precision import torch_dtype
 from hfray.errors import RequestError
 from hfray.models.folder import check_tokenizer, end_token_ids, read_config, stored_dtype, weight_bytes
@@ -88,9 +89,7 @@ def load_model(
     quantized = "quantization_config" in {**config, **(model_kwargs or {})}
     if device_map is None and device != "cpu" and not quantized:
         loaded = loaded_dtype(folder, dtype, model_kwargs or {})
-        check_fits(
-            weight_bytes(folder, loaded), torch.cuda.mem_get_info(device)[0], f"model.source={folder}: in {loaded}"
-        )
+        check_fits(weight_bytes(folder, loaded), usable_memory(device), f"model.source={folder}: in {loaded}")
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, **(model_kwargs or {})}
     if attention:
         options["attn_implementation"] = attention

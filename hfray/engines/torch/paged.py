@@ -26,6 +26,7 @@ from hfray.models.folder import context_length, kv_values_per_token
 
 BLOCK_TOKENS = 256  # transformers' default block size of the KV cache
 CPU_KV_CACHE_GIB = 1.0
+FREE_SHARE = 0.8  # of the free memory for the KV cache, if other workers use the GPU too
 CPU_BATCH_TOKENS = 1024  # sdpa computes a mask of every token against every other token of a step
 # transformers 5.5 reuses a CUDA graph recorded for short prompts for a longer prompt, but the graph fixes the length.
 # transformers 5.17 records a graph for each length (rounded up).
@@ -94,6 +95,9 @@ class PagedEngine(Engine):
             "use_cuda_graph": None if Version(transformers.__version__) >= GRAPHS_SINCE else False,
             "auto_switch_to_flash": False,  # backend.attention decides
         }
+        share = 1.0 if on_cpu else torch.cuda.get_per_process_memory_fraction(model.device)
+        if share < 1:  # the manager does not know the limit
+            batching["max_memory_percent"] = FREE_SHARE * share
         known = {field.name for field in fields(ContinuousBatchingConfig)}
         batching = ContinuousBatchingConfig(**{name: value for name, value in batching.items() if name in known})
         try:
