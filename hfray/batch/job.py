@@ -77,7 +77,8 @@ def _run(job: Job, record: RunRecorder, summary: Summary) -> None:
     with connected(settings) as ray:
         summary.timeline["ray_ready"] = time.time()
         pools = pools_of(ray, settings)
-        notes = [note for note in (check_resources(ray, pool) for pool in pools) if note]
+        for pool in pools:
+            _say(check_resources(ray, pool))
         pools = leave_room(ray, pools)
         check_shared(ray, settings, job.table)
         record.enter_stage("preparing the model")
@@ -87,7 +88,13 @@ def _run(job: Job, record: RunRecorder, summary: Summary) -> None:
             add_to_about(job.output, **about)
         summary.timeline["model_ready"] = time.time()
         record.enter_stage("starting workers")
-        _watch(ray, job, pools, summary, [*_describe_pools(pools), *notes], record)
+        _watch(ray, job, pools, summary, _describe_pools(pools), record)
+
+
+def _say(note: str | None) -> None:
+    """Print a line immediately: what follows may wait for nodes."""
+    if note:
+        print(note, file=sys.stderr, flush=True)
 
 
 def _describe_pools(pools: Sequence[Pool[BatchSettings]]) -> list[str]:

@@ -89,7 +89,7 @@ def pools_of(ray: Any, settings: BatchSettings) -> list[Pool[BatchSettings]]:
 def pool_of(ray: Any, settings: S, name: str = "", key: str = "workers", beside: Sequence[Settings] = ()) -> Pool[S]:
     """The pool of settings that `sized` returned; `beside` as in `worker_threads`."""
     threads = worker_threads(ray, settings, beside)
-    return Pool(name, key, settings, threads, reserved_cpus(threads), worker_gpus(settings))
+    return Pool(name, key, settings, threads, reserved_cpus(threads), worker_gpus(ray, settings))
 
 
 def sized(ray: Any, settings: BatchSettings) -> BatchSettings:
@@ -100,7 +100,7 @@ def sized(ray: Any, settings: BatchSettings) -> BatchSettings:
     tok/s together, one engine of two threads gave 307. CORES_PER_WORKER is an estimate, not a measurement: beyond that,
     the threads of one engine mostly wait for memory and for each other.
     """
-    workers, gpus = workers_of(settings), worker_gpus(settings)
+    workers, gpus = workers_of(settings), worker_gpus(ray, settings)
     if workers.size != "auto":
         return settings
     nodes = _nodes_for(ray, settings)
@@ -140,16 +140,24 @@ def worker_threads(ray: Any, settings: Settings, beside: Sequence[Settings] = ()
 
 def _nodes_for(ray: Any, settings: Settings) -> dict[str, float]:
     """CPUs by node id of the nodes that a worker fits on; of all nodes if a worker fits on none of them yet."""
+    gpus = worker_gpus(ray, settings)
+    fitting = [node for node in _allowed_nodes(ray, settings) if node["Resources"].get("GPU", 0) >= gpus]
+    return {node["NodeID"]: node["Resources"].get("CPU", 0) for node in fitting or _live_nodes(ray)}
+
+
+def _allowed_nodes(ray: Any, settings: Settings) -> list[dict[str, Any]]:
+    """The live nodes that have the labels and the resources of `workers`."""
     workers = workers_of(settings)
-    needs = workers.resources | {"GPU": worker_gpus(settings)}
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    fitting = [
+    return [
         node
-        for node in nodes
+        for node in _live_nodes(ray)
         if workers.labels.items() <= node.get("Labels", {}).items()
-        and all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items())
+        and all(node["Resources"].get(name, 0) >= amount for name, amount in workers.resources.items())
     ]
-    return {node["NodeID"]: node["Resources"].get("CPU", 0) for node in fitting or nodes}
+
+
+def _live_nodes(ray: Any) -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def reserved_cpus(threads: int) -> float:
@@ -157,12 +165,17 @@ def reserved_cpus(threads: int) -> float:
     return max(threads - 1, threads / 2)
 
 
-def worker_gpus(settings: Settings) -> float:
-    """GPUs that a worker books."""
-    gpus = workers_of(settings).gpus
+def worker_gpus(ray: Any, settings: Settings) -> float:
+    """GPUs that a worker books: `workers.gpus`, or as many as its engine runs on.
+
+    A device map that accelerate makes takes all GPUs of the node with the most. While there is no such node, it is one.
+    """
+    gpus, needed = workers_of(settings).gpus, settings.gpus
     if gpus != "auto":
         return float(gpus)
-    return 1.0 if settings.device.uses_gpu else 0.0
+    if needed is not None:
+        return float(needed)
+    return max((node["Resources"].get("GPU", 0.0) for node in _allowed_nodes(ray, settings)), default=0.0) or 1.0
 
 
 def check_resources(ray: Any, pool: Pool[S]) -> str | None:
@@ -171,28 +184,49 @@ def check_resources(ray: Any, pool: Pool[S]) -> str | None:
     Raises:
         SettingsError: a worker can never start in this machine's own Ray.
     """
-    settings, have = pool.settings, ray.cluster_resources()
-    gpus, cpus = have.get("GPU", 0), have.get("CPU", 0)
-    if is_local(settings) and pool.cpus > cpus:
+    settings, nodes = pool.settings, [node["Resources"] for node in _live_nodes(ray)]
+    if not is_local(settings):  # an autoscaler may add nodes, so a worker that fits on none is no error
+        allowed = [node["Resources"] for node in _allowed_nodes(ray, settings)]
+        fits = any(node.get("CPU", 0) >= pool.cpus and node.get("GPU", 0) >= pool.gpus for node in allowed)
+        return None if fits else _wait_words(pool, nodes)
+    cpus = max((node.get("CPU", 0) for node in nodes), default=0)
+    if pool.cpus > cpus:
         raise SettingsError(
             f"{pool.key}.cpus={pool.threads}: a worker books {pool.cpus:g} CPUs, and this machine has {cpus:g}. Set "
             f"{pool.key}.cpus to {cpus:g} at most, or run the job on a cluster (ray.address=...)."
         )
-    if pool.gpus <= gpus:
-        return None
-    device = settings.device
-    asked = f"device.index={device.index}" if device.map is None else f"device.map={device.map}"
-    asked = asked if pool.key == "workers" else f"{pool.key}.{asked}"
-    if is_local(settings):
+    gpus = max((node.get("GPU", 0) for node in nodes), default=0)
+    if pool.gpus > gpus:
         raise SettingsError(
-            f"{asked}: a worker needs {pool.gpus:g} GPU, and this machine has {gpus:g}. Run the job on a cluster "
+            f"{_gpu_key(pool)}: a worker needs {pool.gpus:g} GPU, and this machine has {gpus:g}. Run the job on a cluster "
             "(ray.address=...), or on this CPU: conf=smollm2_openvino, conf=smollm2_cpu, conf=gpt2_cpu or "
             "conf=gpt2_openvino."
         )
-    return (
-        f"{asked}: a worker needs {pool.gpus:g} GPU, and the cluster has {gpus:g} now. Waiting for nodes with GPUs, "
-        f"up to workers.start_timeout={pool.workers.start_timeout:g} s."
-    )
+    return None
+
+
+def _wait_words(pool: Pool[S], nodes: Sequence[dict[str, float]]) -> str:
+    """What a pool waits for whose worker fits on no node of the cluster now."""
+    timeout = f"Waiting for such a node, up to {pool.key}.start_timeout={pool.workers.start_timeout:g} s."
+    gpus = max((node.get("GPU", 0) for node in nodes), default=0)
+    if pool.gpus > gpus:
+        return (
+            f"{_gpu_key(pool)}: a worker needs {pool.gpus:g} GPUs on one node, and no node of the cluster has more than "
+            f"{gpus:g} now. {timeout}"
+        )
+    return f"{pool.key}: a worker needs {pool}, and the cluster has no such node now. {timeout}"
+
+
+def _gpu_key(pool: Pool[S]) -> str:
+    """The setting that asks for the pool's GPUs, with its value."""
+    device, backend, workers = pool.settings.device, pool.settings.backend, pool.workers
+    if workers.gpus != "auto":
+        return f"{pool.key}.gpus={workers.gpus:g}"
+    if backend.name == "vllm" and backend.parallel_gpus:
+        asked = f"backend.options={backend.options}"
+    else:
+        asked = f"device.index={device.index}" if device.map is None else f"device.map={device.map}"
+    return asked if pool.key == "workers" else f"{pool.key}.{asked}"
 
 
 def leave_room(ray: Any, pools: Sequence[Pool[BatchSettings]]) -> list[Pool[BatchSettings]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -75,6 +76,13 @@ class VLLMBackend:
     batch_tokens: int | None = Field(default=None, ge=1)
     kv_cache_gib: float | None = Field(default=None, gt=0)
     prefix_caching: bool = True
+
+    @property
+    def parallel_gpus(self) -> int | None:
+        """GPUs that `options` spread one model over; None if they do not say."""
+        sizes = [self.options.get(name) for name in ("tensor_parallel_size", "pipeline_parallel_size")]
+        given = [size for size in sizes if isinstance(size, int)]
+        return math.prod(given) if given else None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

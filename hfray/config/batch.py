@@ -11,7 +11,15 @@ from pydantic.dataclasses import dataclass
 
 from hfray.config.engine import STRICT, EngineSettings, PromptSettings
 from hfray.config.secrets import check_no_credentials
-from hfray.config.workers import POOL_GROUPS, RaySettings, Workers, WorkerSettings, check_pools, fold_one_pool
+from hfray.config.workers import (
+    POOL_GROUPS,
+    RaySettings,
+    Workers,
+    WorkerSettings,
+    check_gpus,
+    check_pools,
+    fold_one_pool,
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -90,6 +98,8 @@ class BatchSettings(EngineSettings):
         if isinstance(self.workers, list):
             check_pools(self.workers)
             _ = self.pools  # checks each pool as the job's own settings
+        else:
+            check_gpus(self.workers, self.gpus)
 
     @property
     def pools(self) -> dict[str, BatchSettings]:

@@ -14,6 +14,7 @@ from hfray.config.response import ResponseSettings
 from hfray.params import GenerationParams
 
 PromptFormat = Literal["f-string", "jinja2", "mustache"]
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # for which accelerate makes the device map
 Task = Literal["text-generation", "text2text-generation", "summarization", "translation"]
 
 
@@ -41,7 +42,26 @@ class DeviceSettings:
     @property
     def uses_gpu(self) -> bool:
         """Whether an engine needs a CUDA GPU from Ray; an Intel GPU under OpenVINO (`name`) does not count."""
-        return self.map not in (None, "cpu") or (self.index is not None and self.index >= 0)
+        return self.gpus != 0
+
+    @property
+    def gpus(self) -> int | None:
+        """CUDA GPUs that an engine needs; None: all GPUs of its node, for accelerate to spread the model over."""
+        if self.map is None:
+            return 0 if self.index is None or self.index < 0 else 1
+        places = self.map.values() if isinstance(self.map, dict) else [self.map]
+        if not isinstance(self.map, dict) and self.map in MAPS:
+            return None
+        return max((gpu_index(place) + 1 for place in places), default=0)
+
+
+def gpu_index(place: object) -> int:
+    """The number of the GPU that a device map names, as in 1 or "cuda:1"; -1 for the CPU and the disk."""
+    name = str(place)
+    if name in ("cpu", "disk"):
+        return -1
+    number = name.rpartition(":")[2]
+    return int(number) if number.isdigit() else 0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -83,6 +103,12 @@ class EngineSettings:
     def asked_precision(self) -> str:
         """What to compute in, from all options: auto, exact, or a number format."""
         return asked_precision(self.model, self.backend)
+
+    @property
+    def gpus(self) -> int | None:
+        """CUDA GPUs that the engine runs on; None: all GPUs of its node."""
+        given = self.backend.parallel_gpus if self.backend.name == "vllm" and self.device.uses_gpu else None
+        return given or self.device.gpus
 
     def _check_paged(self) -> None:
         beyond = self.params.beyond_greedy

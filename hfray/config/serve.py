@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from hfray.config.engine import STRICT, EngineSettings, PromptSettings
-from hfray.config.workers import RaySettings, WorkerSettings, keyword_values
+from hfray.config.workers import RaySettings, WorkerSettings, check_gpus, keyword_values
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -86,6 +86,10 @@ class ServeSettings(EngineSettings):
     ray: RaySettings = Field(default_factory=RaySettings)
     emit: str | None = None
     verbose: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_gpus(self.workers, self.gpus)
 
     @model_validator(mode="before")
     @classmethod

@@ -111,6 +111,15 @@ def fold_one_pool(given: object) -> object:
     return ArgsKwargs((), values) if isinstance(given, ArgsKwargs) else values
 
 
+def check_gpus(workers: WorkerSettings, needed: int | None) -> None:
+    """Check that a worker books the GPUs that its engine runs on. Raises ValueError, naming key, value and remedy."""
+    if workers.gpus != "auto" and needed is not None and needed > max(1.0, workers.gpus):
+        raise ValueError(
+            f"workers.gpus={workers.gpus:g}: the engine runs on {needed} GPUs, as backend.options or device.map say. Set "
+            f"workers.gpus={needed}, or leave it out."
+        )
+
+
 def check_pools(pools: list[PoolSettings]) -> None:
     """Check what pools must share. Raises ValueError, naming key, value and remedy."""
     if not pools:

@@ -147,39 +147,51 @@ def _vllm(
         raise ValueError(
             "model.kwargs: these are arguments of from_pretrained, which vLLM does not call. Use backend.options."
         )
-    on_cpu = not device.uses_gpu
+    on_cpu, alone = not device.uses_gpu, device.map is None
     if on_cpu:  # set the variables before the import, because vLLM reads them then
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # otherwise a GPU build of vLLM would use a GPU
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(backend.kv_cache_gib or 4))))
         if threads:
             os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
-    elif device.map is None:  # vLLM has no device index: it uses the first visible GPU
-        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(torch_device(device.index))
+    elif alone:  # vLLM has no device index: it uses the first visible GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(torch_device(device.index), settings.gpus or 1)
     try:
         from hfray.engines.vllm import VLLMEngine
     except ImportError as error:
         raise ValueError(
             f"backend=vllm: vLLM cannot be imported ({error}). Install `hfray[vllm]`, or vLLM's build for CPUs."
         ) from error
-    import torch
-
     arguments = {
         "dtype": torch_dtype(settings.asked_precision, stored_dtype(folder), on_cpu=on_cpu),
         "enable_prefix_caching": backend.prefix_caching,
-        "tensor_parallel_size": 1 if on_cpu or device.map is None else torch.cuda.device_count(),
+        "tensor_parallel_size": None if on_cpu or alone or backend.parallel_gpus else settings.gpus or _gpu_count(),
         "max_num_batched_tokens": backend.batch_tokens,
     }
     arguments = {name: value for name, value in arguments.items() if value is not None} | dict(backend.options)
     trust = settings.model.trust_remote_code
-    return VLLMEngine(
-        folder, capacity=capacity_of(settings), trust_remote_code=trust, gpu_share=gpu_share, **arguments
-    )
+    return VLLMEngine(folder, capacity=capacity_of(settings), trust_remote_code=trust, gpu_share=gpu_share, **arguments)
 
 
-def _visible(device: str) -> str:
-    """The value of CUDA_VISIBLE_DEVICES that makes only torch's `device` visible."""
-    index, given = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",")[index] if given else str(index)
+def _visible(device: str, count: int) -> str:
+    """The value of CUDA_VISIBLE_DEVICES that makes only torch's `device` and those after it visible, `count` in all.
+
+    Raises:
+        ValueError: there are not so many GPUs.
+    """
+    first, given = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(index) for index in range(_gpu_count())]
+    if first + count > len(names):
+        raise ValueError(
+            f"backend.options: the engine runs on {count} GPUs, and {len(names) - first} are visible from device.index on. "
+            f"In a job, leave workers.gpus out or set it to {count}; otherwise use fewer GPUs."
+        )
+    return ",".join(names[first : first + count])
+
+
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def torch_device(index: int | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -118,7 +119,9 @@ def application(settings: ServeSettings) -> Application:
     check_proxy(settings)
     keys = ApiKeys.read(settings.serve)
     pool = pool_of(ray, settings)
-    check_resources(ray, pool)
+    waiting = check_resources(ray, pool)
+    if waiting:
+        print(waiting, file=sys.stderr, flush=True)
     logs = LoggingConfig(log_level="INFO" if settings.verbose else "WARNING")
     replica = serve.deployment(serve.ingress()(Replica), name=ENGINE).options(
         **_scale(settings),

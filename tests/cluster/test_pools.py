@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 
 import pytest
 
-from hfray.cluster.pools import leave_room, pool_of, pools_of, sized, worker_threads
+from hfray.cluster.pools import check_resources, leave_room, pool_of, pools_of, sized, worker_gpus, worker_threads
 from hfray.errors import SettingsError
 from tests.conftest import batch_settings
 
@@ -18,10 +19,10 @@ IO = ["input.path=-", "output.path=-"]
 
 @dataclass
 class FakeRay:
-    """The nodes of a cluster, by their CPUs; `extra` are resources of the first."""
+    """The nodes of a cluster, by their CPUs and their GPUs; `labels` are those of the first."""
 
     cpus: list[int]
-    gpus: int = 0
+    gpus: tuple[int, ...] = ()
     labels: dict[str, str] | None = None
 
     def nodes(self) -> list[dict]:
@@ -29,12 +30,13 @@ class FakeRay:
             {"NodeID": f"n{i}", "Alive": True, "Resources": {"CPU": cpus}, "Labels": {}}
             for i, cpus in enumerate(self.cpus)
         ]
-        found[0]["Resources"] |= {"GPU": self.gpus}
+        for node, gpus in zip(found, self.gpus, strict=False):
+            node["Resources"] |= {"GPU": gpus}
         found[0]["Labels"] = self.labels or {}
         return found
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": sum(self.cpus), "GPU": self.gpus}
+        return {"CPU": sum(self.cpus), "GPU": sum(self.gpus)}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,97 @@ def test_pools_that_book_too_much_together_are_named(monkeypatch):
     pools = pools_of(ray, batch_settings("workers=[{name: a, cpus: 3}, {name: b, cpus: 3}]", *IO))
     with pytest.raises(SettingsError, match=r"workers\[0\]\.cpus=3: .* 4 of this machine's 4 CPUs together"):
         leave_room(ray, pools)
+
+
+GPU_CASES = [
+    (["conf=smollm2_cpu"], 0),
+    (["conf=bloom_gpu"], 1),
+    (["conf=bloom_gpu_auto"], 8),  # accelerate's map is over all GPUs of a node
+    (["conf=bloom_gpu_auto", "workers.gpus=2"], 2),
+    (["conf=bloom_gpu_auto", "workers.labels.pool=small"], 4),
+    (["conf=bloom_gpu", "device=auto", "device.map={a: 0, b: 2, c: cpu}"], 3),
+    (["conf=bloom_gpu", "device=auto", "device.map={a: cpu}"], 0),
+    (["conf=bloom_gpu", "device=auto", "device.map=cuda:1"], 2),
+    (["conf=bloom_gpu", "backend=vllm"], 1),
+    (["conf=bloom_gpu", "backend=vllm", "+backend.options.tensor_parallel_size=2"], 2),
+    (["conf=bloom_gpu", "backend=vllm", "backend.options={tensor_parallel_size: 2, pipeline_parallel_size: 2}"], 4),
+    (["conf=bloom_gpu", "device=auto", "backend=vllm"], 8),
+    (["conf=bloom_gpu", "device=auto", "backend=vllm", "+backend.options.tensor_parallel_size=2"], 2),
+    (["conf=smollm2_cpu", "backend=vllm", "+backend.options.tensor_parallel_size=2"], 0),
+]
+
+
+@pytest.mark.parametrize(("overrides", "gpus"), GPU_CASES)
+def test_a_worker_books_the_gpus_that_its_engine_runs_on(overrides, gpus):
+    ray = FakeRay([16, 64, 16], gpus=(4, 8, 0), labels={"pool": "small"})
+    assert worker_gpus(ray, batch_settings(*overrides, *IO)) == gpus
+
+
+def test_a_map_books_one_gpu_while_no_node_has_any():
+    assert worker_gpus(FakeRay([16]), batch_settings("conf=bloom_gpu_auto", *IO)) == 1
+
+
+def test_auto_counts_the_workers_of_several_gpus():
+    settings = batch_settings("conf=bloom_gpu", "backend=vllm", "+backend.options.tensor_parallel_size=2", *IO)
+    assert sized(FakeRay([64, 64], gpus=(8, 4)), settings).workers.size == 6
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["backend=vllm", "+backend.options.tensor_parallel_size=2", "workers.gpus=1"],
+        ["backend=vllm", "+backend.options.tensor_parallel_size=2", "workers.gpus=0.5"],
+        ["device=auto", "device.map={a: 0, b: 1}", "workers.gpus=1"],
+    ],
+)
+def test_fewer_gpus_than_the_engine_runs_on_are_refused(overrides):
+    with pytest.raises(SettingsError, match=r"workers\.gpus=.*runs on 2 GPUs.*workers\.gpus=2"):
+        batch_settings("conf=bloom_gpu", *overrides, *IO)
+
+
+CLUSTER = "ray.address=somewhere:6379"
+TWO_GPUS = ["conf=bloom_gpu", "backend=vllm", "+backend.options.tensor_parallel_size=2"]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "overrides", "words"),
+    [
+        (
+            [8, 8],
+            (1, 1),
+            TWO_GPUS,
+            r"tensor_parallel_size.* 2 GPUs on one node, and no node .* more than 1 now\. Waiting",
+        ),
+        ([8, 8], (1, 2), TWO_GPUS, None),
+        (
+            [8, 8],
+            (1, 1),
+            ["conf=bloom_gpu", "workers.gpus=2"],
+            r"workers\.gpus=2: .*no node of the cluster has more than 1",
+        ),
+        (
+            [8, 8],
+            (),
+            ["conf=bloom_gpu"],
+            r"device\.index=0: .*no node of the cluster has more than 0.*start_timeout=3600",
+        ),
+        ([8, 8], (), ["workers.cpus=16"], r"workers: a worker needs 15 CPUs .*the cluster has no such node now"),
+        ([8, 8], (), ["workers.resources.slot=1"], r"slot.*the cluster has no such node now"),
+        ([8, 8], (0, 2), [*TWO_GPUS, "workers.labels.pool=first"], r"pool.*the cluster has no such node now"),
+        ([8, 8], (), [], None),
+    ],
+)
+def test_a_worker_that_fits_no_single_node_is_told_at_once(cpus, gpus, overrides, words):
+    ray = FakeRay(cpus, gpus, labels={"pool": "first"})
+    said = check_resources(ray, pool_of(ray, batch_settings(*overrides, CLUSTER, *IO)))
+    assert re.search(words, said) if words else said is None
+
+
+def test_this_machine_has_too_few_gpus(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = FakeRay([8], gpus=(1,))
+    with pytest.raises(SettingsError, match=r"tensor_parallel_size.*needs 2 GPU, and this machine has 1"):
+        check_resources(ray, pool_of(ray, batch_settings(*TWO_GPUS, *IO)))
 
 
 ON_ONE_CPU = """

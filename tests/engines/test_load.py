@@ -60,13 +60,30 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "device", "visible"), [(None, "cuda:1", "1"), ("4,7", "cuda:1", "7"), ("", "cuda:0", "0")]
+    ("given", "device", "count", "visible"),
+    [
+        (None, "cuda:1", 1, "1"),
+        ("4,7", "cuda:1", 1, "7"),
+        ("", "cuda:0", 1, "0"),
+        (None, "cuda:0", 2, "0,1"),
+        ("4,7", "cuda:0", 2, "4,7"),
+        ("GPU-a,GPU-b,GPU-c", "cuda:1", 2, "GPU-b,GPU-c"),
+    ],
 )
-def test_vllm_sees_one_gpu_among_the_visible_ones(monkeypatch, given, device, visible):
+def test_vllm_sees_its_gpus_among_the_visible_ones(monkeypatch, given, device, count, visible):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert load._visible(device) == visible
+    assert load._visible(device, count) == visible
+
+
+def test_too_few_gpus_for_vllm_are_told(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with pytest.raises(
+        ValueError, match=r"backend.options: the engine runs on 4 GPUs, and 2 are visible.*workers.gpus"
+    ):
+        load._visible("cuda:0", 4)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_job_commands_compose(name):
         container = group["template"]["spec"]["containers"][0]
         limits = container["resources"]["limits"]
         assert int(limits["cpu"]) == pool.workers.cpus
-        assert float(limits.get("nvidia.com/gpu", 0)) == worker_gpus(pool)
+        assert float(limits.get("nvidia.com/gpu", 0)) == worker_gpus(None, pool)
         assert container["image"].startswith("hfray-openvino:") == (pool.backend.name == "openvino")
         if "nvidia.com/gpu" in limits:
             tolerated = [t["key"] for t in group["template"]["spec"]["tolerations"]]

@@ -146,13 +146,12 @@ def test_the_size_check_counts_the_dtype_of_model_kwargs(tiny_gpt2):
 
 
 def test_a_model_that_is_too_large_in_its_own_dtype_is_refused(tiny_gpt2, monkeypatch):
-    import torch
-
+    from hfray.engines.torch import checkpoint
     from hfray.engines.torch.checkpoint import load_model
     from hfray.models.folder import weight_bytes
 
     half = weight_bytes(tiny_gpt2, "bfloat16")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(half * 1.5), half * 2))
+    monkeypatch.setattr(checkpoint, "usable_memory", lambda device: int(half * 1.5))
     with pytest.raises(ValueError, match="in float32 its weights take"):
         load_model(tiny_gpt2, device="cuda:0", precision="bf16", model_kwargs={"dtype": "auto"})
 

@@ -20,6 +20,8 @@ from hfray.models.folder import check_tokenizer, end_token_ids, read_config, sto
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+AWAY = ("cpu", "disk")  # where accelerate puts the layers that do not fit into the GPUs
+OFFLOAD_KWARGS = ("max_memory", "offload_folder")  # arguments of from_pretrained that ask for this
 WEIGHTS_SHARE = 0.9  # maximum share of a GPU's free memory for the weights; the rows need the rest
 
 
@@ -82,20 +84,29 @@ def load_model(
     trust_remote_code: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The folder's model on its device. `model_kwargs` may name a dtype too, if `precision` is auto."""
+    """The folder's model on its device. `model_kwargs` may name a dtype too, if `precision` is auto.
+
+    Raises:
+        ValueError: the weights do not fit into the GPUs, or accelerate places some of them elsewhere.
+    """
     config = read_config(folder)
     on_cpu = (device == "cpu" and device_map in (None, "cpu")) or not torch.cuda.is_available()
     dtype = torch_dtype(precision, stored_dtype(folder), on_cpu=on_cpu)
     quantized = "quantization_config" in {**config, **(model_kwargs or {})}
-    if device_map is None and device != "cpu" and not quantized:
+    offload = may_offload(device_map, model_kwargs or {})
+    gpus = [device] if device_map is None else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if gpus not in ([], ["cpu"]) and not quantized and not offload:
         loaded = loaded_dtype(folder, dtype, model_kwargs or {})
-        check_fits(weight_bytes(folder, loaded), usable_memory(device), f"model.source={folder}: in {loaded}")
+        free = [usable_memory(gpu) for gpu in gpus]
+        check_fits(weight_bytes(folder, loaded), free, f"model.source={folder}: in {loaded}")
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, **(model_kwargs or {})}
     if attention:
         options["attn_implementation"] = attention
     if device_map is not None or device != "cpu":  # the weights go straight to the device, not through the CPU's memory
         options["device_map"] = device_map or {"": device}
     model = auto_class.from_pretrained(folder, **options)
+    if not offload:
+        check_placement(getattr(model, "hf_device_map", {}), f"device.map={device_map}")
     return model.eval() if device_map is not None else model.eval().to(device)
 
 
@@ -108,15 +119,35 @@ def loaded_dtype(folder: Path, dtype: str, model_kwargs: Mapping[str, Any]) -> s
     return name if name in ("float32", "float16", "bfloat16") else dtype
 
 
-def check_fits(weights: int, free: int, what: str) -> None:
-    """Raise ValueError, before loading, if the weights exceed the GPU's free memory. Sizes in bytes."""
-    if weights < free * WEIGHTS_SHARE:
+def check_fits(weights: int, free: Sequence[int], what: str) -> None:
+    """Raise ValueError, before loading, if the weights exceed the free memory of the GPUs. Sizes in bytes."""
+    if weights < sum(free) * WEIGHTS_SHARE:
         return
-    gib, gpus = 1 << 30, math.ceil(weights / max(1, free * WEIGHTS_SHARE))
-    raise ValueError(
-        f"{what} its weights take {weights / gib:.1f} GiB, and the GPU has {free / gib:.1f} GiB free. Spread it over "
-        f"several: device=auto workers.gpus={gpus}."
+    gib, each = 1 << 30, sum(free) / max(1, len(free)) * WEIGHTS_SHARE
+    have = (
+        f"the GPU has {sum(free) / gib:.1f}" if len(free) == 1 else f"the {len(free)} GPUs have {sum(free) / gib:.1f}"
     )
+    raise ValueError(
+        f"{what} its weights take {weights / gib:.1f} GiB, and {have} GiB free. Spread it over several: device=auto "
+        f"workers.gpus={math.ceil(weights / max(1, each))}."
+    )
+
+
+def may_offload(device_map: Any, model_kwargs: Mapping[str, Any]) -> bool:
+    """Whether the user asks for layers on the CPU or the disk: by name in the map, or by accelerate's arguments."""
+    named = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    return any(str(place) in AWAY for place in named) or any(model_kwargs.get(name) for name in OFFLOAD_KWARGS)
+
+
+def check_placement(placed: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError if a model on GPUs has layers on the CPU or the disk, which makes it many times slower."""
+    away = [name or "the whole model" for name, place in placed.items() if str(place) in AWAY]
+    if away and len(away) < len(placed):
+        raise ValueError(
+            f"{what}: the GPUs cannot hold the model: accelerate placed {len(away)} of {len(placed)} parts on the CPU or "
+            f"the disk, {away[0]} first. Book more GPUs with workers.gpus, or allow it: "
+            "+model.kwargs.offload_folder=FOLDER."
+        )
 
 
 def end_ids(model: Any, tokenizer: TransformersTokenizer) -> set[int]:
