@@ -41,6 +41,7 @@ class Request:
         prompt_ids: the prompt's token ids, at least one, fewer than the engine's context length.
         max_new_tokens: the maximum number of tokens to generate, already limited to the context.
         seed: seed of this request's random numbers; used only if `params.sampling`.
+        may_wait: nobody needs each token at once, so an engine may hand over several together.
 
     If `params.response` is set, the engine lets the model write nothing else, and the request ends when the answer is
     complete.
@@ -51,6 +52,7 @@ class Request:
     max_new_tokens: int
     params: GenerationParams
     seed: int = 0
+    may_wait: bool = False
 
 
 @dataclass(slots=True)

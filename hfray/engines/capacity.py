@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 CAPACITY = {"openvino": 256, "vllm": 256, "fake": 64}
 CPU_CAPACITY, MAX_CAPACITY = 32, 1024  # transformers: rows on a CPU, and on a GPU (fewer if its memory is short)
+VLLM_GPU_CAPACITY = 1024  # vLLM's choice for a GPU of 70 GiB and more; it is 256 for smaller ones
 OPENVINO_LEAST = 128  # rows with a small KV cache; 256 rows were 8 % faster than 128 on two cores
+LEAST = {"openvino": OPENVINO_LEAST, "vllm": CAPACITY["vllm"]}
 # Tokens of a typical row. An engine's capacity is its memory divided by the memory of a typical row. If the KV cache
 # gets full, the engine evicts rows and computes them again.
 ROW_TOKENS = 320
@@ -21,13 +23,17 @@ def capacity_of(settings: EngineSettings) -> int:
     backend = settings.backend
     if backend.name == "transformers":
         return backend.batch_size or (MAX_CAPACITY if settings.device.uses_gpu else CPU_CAPACITY)
+    if backend.name == "vllm" and settings.device.uses_gpu:
+        return backend.batch_size or VLLM_GPU_CAPACITY
     return backend.batch_size or CAPACITY[backend.name]
 
 
 def least_capacity_of(settings: EngineSettings) -> int:
-    """The number of rows that the engine runs at once if its KV cache is small."""
+    """The number of rows that the engine runs at once if its KV cache or its device is small."""
     backend = settings.backend
-    return backend.batch_size or OPENVINO_LEAST if backend.name == "openvino" else capacity_of(settings)
+    if backend.name in LEAST:
+        return backend.batch_size or LEAST[backend.name]
+    return capacity_of(settings)
 
 
 def capacity_for_cache(tokens: int) -> int:

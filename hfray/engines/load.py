@@ -10,8 +10,6 @@ from hfray.config.formats import computing_format, format_of
 from hfray.engines.base import Engine
 from hfray.engines.capacity import capacity_of
 from hfray.engines.gpu_memory import limit_memory
-from hfray.engines.precision import torch_dtype
-from hfray.models.folder import stored_dtype
 
 if TYPE_CHECKING:
     from hfray.config.backend import OpenVINOBackend, TransformersBackend, VLLMBackend
@@ -162,7 +160,6 @@ def _vllm(
             f"backend=vllm: vLLM cannot be imported ({error}). Install `hfray[vllm]`, or vLLM's build for CPUs."
         ) from error
     arguments = {
-        "dtype": torch_dtype(settings.asked_precision, stored_dtype(folder), on_cpu=on_cpu),
         "enable_prefix_caching": backend.prefix_caching,
         "tensor_parallel_size": None if on_cpu or alone or backend.parallel_gpus else settings.gpus or _gpu_count(),
         "max_num_batched_tokens": backend.batch_tokens,

@@ -1,4 +1,8 @@
-"""vLLM's engine in this process, on GPUs or with vLLM's CPU build."""
+"""vLLM's engine, on GPUs or with vLLM's CPU build, with the settings that vLLM's own `LLM` class would choose.
+
+vLLM's core runs in a process of its own. This process initializes no CUDA: it would take GPU memory, and vLLM could not
+fork its core.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,25 @@ from vllm import EngineArgs, LLMEngine
 from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.usage.usage_lib import UsageContext
 
 from hfray.config.formats import format_name
+from hfray.engines import vllm_process
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
-from hfray.engines.precision import precision_of
+from hfray.engines.precision import torch_dtype
 from hfray.engines.torch.checkpoint import load_tokenizer
+from hfray.engines.vllm_settings import check_quantized, engine_arguments
 from hfray.engines.waiting import WaitingRequests
 from hfray.grammars import closed
-from hfray.models.folder import end_token_ids, stored_end_token_ids
+from hfray.models.folder import end_token_ids, stored_dtype, stored_end_token_ids
 from hfray.response import ResponseFormat
 
-# vLLM runs in this process, so that a dead engine ends the worker. vLLM reads these variables.
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+# vLLM reads these variables.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+BUFFERED_TOKENS = 10  # vLLM hands over the tokens of a request that may wait in portions of this size
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
@@ -45,30 +52,36 @@ class VLLMEngine(Engine):
 
     Args:
         folder: the Hugging Face folder.
-        capacity: sequences run at once.
+        capacity: sequences run at once; None: vLLM's choice for the device.
+        precision: a value of `model.precision`. Quantized weights stay as the checkpoint's config.json says.
         gpu_share: the part that this engine gets of the GPU memory that vLLM would take by default.
         arguments: further `EngineArgs` of vLLM.
+
+    Raises:
+        ValueError: vLLM cannot run the model with these arguments.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        capacity: int = 256,
+        capacity: int | None = None,
+        precision: str = "auto",
         trust_remote_code: bool = False,
         gpu_share: float = 1.0,
         **arguments: Any,
     ) -> None:
-        # The request alone decides about sampling, not the model's generation_config. On a CPU, a seeded row with chunked
-        # prefill crashes vLLM, because torch's CPU generators cannot be rewound.
-        fixed = {"generation_config": "vllm"} | ({"enable_chunked_prefill": False} if current_platform.is_cpu() else {})
-        mine = {"model": str(folder), "max_num_seqs": capacity, "trust_remote_code": trust_remote_code}
-        if gpu_share < 1:
-            mine["gpu_memory_utilization"] = gpu_share * EngineArgs.gpu_memory_utilization
+        check_quantized(folder, precision)
         self.tokenizer = load_tokenizer(folder, trust_remote_code)
+        on_cpu, memory = current_platform.is_cpu(), EngineArgs.gpu_memory_utilization
+        mine = engine_arguments(on_cpu=on_cpu, capacity=capacity, gpu_share=gpu_share, memory=memory)
+        dtype = torch_dtype(precision, stored_dtype(folder), on_cpu=on_cpu, fast=_formats_of_platform())
+        mine |= {"model": str(folder), "dtype": dtype, "trust_remote_code": trust_remote_code}
+        os.environ[vllm_process.OWNER] = str(os.getpid())
         try:
-            engine_args = EngineArgs(**(fixed | mine | arguments))  # pyright: ignore[reportCallIssue]
-            self._vllm: Any = LLMEngine.from_engine_args(engine_args)  # pyright: ignore[reportAttributeAccessIssue]
+            engine_args = EngineArgs(**(mine | arguments))  # pyright: ignore[reportCallIssue]
+            make: Any = LLMEngine.from_engine_args  # pyright: ignore[reportAttributeAccessIssue]
+            self._vllm: Any = make(engine_args, usage_context=UsageContext.LLM_CLASS)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"vLLM cannot run model.source={folder} with backend.options={arguments}: {error}"
@@ -99,8 +112,8 @@ class VLLMEngine(Engine):
                 self._running[request.id] = _Running(request, key)
             except (VLLMClientError, ValueError) as error:
                 refused.append(StepOutput(request.id, error=f"vLLM refuses this request: {error}"))
+        self.num_running = len(self._running)
         outputs = [self._read(output) for output in self._vllm.step()] if self._running else []
-        self.num_running = len(outputs)
         return refused + outputs
 
     def cancel(self, request_id: int) -> None:
@@ -114,6 +127,8 @@ class VLLMEngine(Engine):
         return len(self._running) + len(self._waiting)
 
     def close(self) -> None:
+        if self._vllm is not None:
+            self._vllm.engine_core.shutdown()
         self._vllm = None
 
     def _read(self, given: Any) -> StepOutput:
@@ -151,6 +166,7 @@ class VLLMEngine(Engine):
             logprobs=params.logprobs,
             detokenize=False,  # the loop detokenizes for all engines
             output_kind=RequestOutputKind.DELTA,
+            stream_interval=BUFFERED_TOKENS if request.may_wait else 1,
         )
 
 
@@ -162,15 +178,18 @@ def _structured(form: ResponseFormat) -> StructuredOutputsParams:
     return StructuredOutputsParams(**{form.kind: form.text})
 
 
-def _precision(engine: Any) -> str:
-    """What the loaded model computes in, as `Engine.precision`.
+def _formats_of_platform() -> list[str]:
+    """The 16-bit formats of vLLM's platform, the preferred one first. Asking vLLM initializes no CUDA."""
+    formats = [format_name(dtype) for dtype in current_platform.supported_dtypes]
+    return [name for name in formats if name != "fp32"]
 
-    A model over several GPUs is in other processes, so only vLLM's own record of it is at hand.
-    """
+
+def _precision(engine: Any) -> str:
+    """What the loaded model computes in, as `Engine.precision`."""
     config = engine.vllm_config
-    if config.parallel_config.world_size == 1:
-        computes = engine.apply_model(precision_of)[0]
-    else:
-        computes = format_name(config.model_config.dtype)
-    kept = config.cache_config.cache_dtype
-    return computes if kept == "auto" or format_name(kept) == computes else f"{computes}, KV cache {kept}"
+    computes, kept = format_name(config.model_config.dtype), config.cache_config.cache_dtype
+    quantized = config.model_config.quantization
+    if quantized is None and config.parallel_config.worker_extension_cls.startswith(vllm_process.__name__):
+        computes = engine.collective_rpc("hfray_precision")[0]
+    words = [computes] + ([f"weights {quantized}"] if quantized else [])
+    return ", ".join(words if kept == "auto" or format_name(kept) == computes else [*words, f"KV cache {kept}"])

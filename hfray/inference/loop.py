@@ -70,7 +70,7 @@ class EngineLoop:
         if share and stream:
             raise ValueError("share and stream exclude each other")
         try:
-            request = self._request(prompt, params, sample)
+            request = self._request(prompt, params, sample, stream)
         except RequestError as error:
             return self.refuse(str(error))
         handle = Handle(self._drop, stream=stream)
@@ -109,7 +109,7 @@ class EngineLoop:
         if threading.current_thread() is not self._thread:  # a finalizer may run on any thread
             self._thread.join()
 
-    def _request(self, prompt: Prompt, params: GenerationParams, sample: int | str) -> Request:
+    def _request(self, prompt: Prompt, params: GenerationParams, sample: int | str, stream: bool) -> Request:
         tokenizer = self.engine.tokenizer
         ids = tokenizer.encode(prompt.text, add_special_tokens=not prompt.special_tokens_in_text)
         if not ids:  # transformers' generate starts an empty prompt from the beginning-of-sequence token too
@@ -120,7 +120,10 @@ class EngineLoop:
         if params.response is not None:
             self.engine.prepare(params.response)
         seed = params.row_seed(prompt.text, sample) if params.sampling else 0
-        return Request(id=next(self._ids), prompt_ids=ids, max_new_tokens=room, params=params, seed=seed)
+        may_wait = not stream and not params.stop_strings  # tokens behind a stop string would be computed in vain
+        return Request(
+            id=next(self._ids), prompt_ids=ids, max_new_tokens=room, params=params, seed=seed, may_wait=may_wait
+        )
 
     def _drop(self, handle: Handle) -> None:
         self._post(lambda: self._cancel(handle))

@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from hfray.completion import Prompt
-from hfray.engines.precision import torch_dtype
-from hfray.models.folder import stored_dtype
 from tests.conftest import QUESTIONS
 from tests.ties import assert_same_until_tie
 
@@ -43,8 +41,7 @@ def make_engine(name, request, *, precision="exact", **options):
         from hfray.engines.vllm import VLLMEngine
 
         folder = request.getfixturevalue(f"tiny_{model}")
-        dtype = torch_dtype(precision, stored_dtype(folder), on_cpu=True)
-        return VLLMEngine(folder, dtype=dtype, enforce_eager=True, **options)
+        return VLLMEngine(folder, precision=precision, enforce_eager=True, **options)
     from hfray.engines.openvino import OpenVINOEngine
 
     folder = request.getfixturevalue(f"tiny_{model}_ir")

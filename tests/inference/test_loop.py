@@ -75,6 +75,18 @@ def test_completions_are_in_the_prompts_order_and_counted(loop):
     assert loop.stats.steps > 0
 
 
+def test_the_tokens_of_a_stream_and_before_a_stop_string_may_not_wait(held):
+    loop, engine = held
+    add, requests = engine.add, []
+    engine.add = lambda request: requests.append(request) or add(request)
+    loop.submit(PROMPTS[0], PARAMS)
+    loop.submit(PROMPTS[1], PARAMS, stream=True)
+    loop.submit(PROMPTS[2], PARAMS.with_stop(["never"]))
+    engine.go.set()
+    loop.generate(PROMPTS[3:4], PARAMS)
+    assert [request.may_wait for request in requests] == [True, False, False, True]
+
+
 def test_counters_grow_with_every_step_not_when_rows_finish():
     """They used to jump when a row finished: a chart showed no token for a minute, and then all of them in a second."""
     engine = Observed(tokens_per_step=4, capacity=1, context_length=128)
