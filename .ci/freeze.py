@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import distributions
 
 HEADER = """\
-# The exact versions that the test suite passed with. `make install` and the Dockerfiles use this file.
+# The exact versions that the test suite passed with. `make install` and Dockerfile.openvino use this file.
 # `make constraints` writes it; do not edit it by hand.
 # vLLM is missing: it pins torch, so it needs an environment of its own, without this file.
 """

@@ -75,6 +75,8 @@ def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
     pace = f"{trial.tokens_per_second:,.0f} generated tokens/s, {trial.rows_per_second:,.2f} rows/s"
     pace += f" in {trial.precision}" if trial.precision else ""
     answers = f"{trial.tokens_per_row:,.0f} tokens a row"
+    if trial.engine:
+        lines.append(("engine", trial.engine))
     lines += [
         ("one worker", f"{pace}, {answers}"),
         ("", f"{trial.finished} rows in {duration(trial.seconds)}, after {duration(trial.start_seconds)} to start"),

@@ -6,8 +6,10 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hfray.batch.choice import choose_engines
 from hfray.batch.preflight import Job, prepare
 from hfray.batch.watch import RunWatch, too_many_errors
 from hfray.config.batch import BatchSettings
@@ -82,6 +84,10 @@ def _run(job: Job, record: RunRecorder, summary: Summary) -> None:
         pools = leave_room(ray, pools)
         check_shared(ray, settings, job.table)
         record.enter_stage("preparing the model")
+        settings, pools, notes = choose_engines(ray, settings, pools, job.output)
+        for note in notes:
+            _say(note)
+        job = replace(job, settings=settings)
         pools, models = prepare_models(ray, pools)
         if models:
             about = {"models": models} if len(pools) > 1 else {"model": models[""]}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hfray.batch.choice import with_earlier_engines
 from hfray.batch.overlap import check_overlap
 from hfray.config.batch import BatchSettings
 from hfray.config.secrets import to_plain
@@ -55,17 +56,16 @@ def prepare(settings: BatchSettings) -> Job:
     Raises:
         SettingsError: the settings, the input or the output folder cannot be used; nothing was changed.
     """
-    table, output = inspect(settings)
+    settings, table, output = inspect(settings)
     known = {} if settings.output.overwrite else _known_manifest(output)
     seen = manifest.check_unchanged(table, known)
     before = None if settings.output.overwrite or not output.parts() else read_about(output)
-    precisions = before.precisions if before else []
-    lease = _take_over(settings, output, seen, precisions)
+    lease = _take_over(settings, output, seen, before or About())
     if settings.output.retry_errors:
         for part in output.parts():
             drop_failed_rows(output, part)
     done = DoneRows.read(output, by_position=settings.input.id_column is None)
-    return Job(settings, table, output, lease, done, count_pending(table, done), precisions)
+    return Job(settings, table, output, lease, done, count_pending(table, done), before.precisions if before else [])
 
 
 def _known_manifest(output: OutputFolder) -> dict[str, manifest.FileStamp]:
@@ -94,8 +94,11 @@ def count_pending(table: Table, done: DoneRows) -> int:
     return sum(done.drop_from(block).num_rows for block in blocks)
 
 
-def inspect(settings: BatchSettings) -> tuple[Table, OutputFolder]:
+def inspect(settings: BatchSettings) -> tuple[BatchSettings, Table, OutputFolder]:
     """The checks of `prepare` alone; they change nothing.
+
+    Returns:
+        The settings, with the engines of earlier runs of the folder for `backend=auto`; the table; the output folder.
 
     Raises:
         SettingsError: the settings, the input or the output folder cannot be used.
@@ -115,7 +118,8 @@ def inspect(settings: BatchSettings) -> tuple[Table, OutputFolder]:
             )
     _check_response(settings, table)
     output = OutputFolder(absolute(settings.output.path))
-    return _check_output(settings, output, table), output
+    settings = with_earlier_engines(settings, output)
+    return settings, _check_output(settings, output, table), output
 
 
 def _template_variables(settings: BatchSettings) -> list[str]:
@@ -199,10 +203,12 @@ def _with_columns_of(output: OutputFolder, part: str, table: Table, responses: R
     return table if names == table.schema.names else table.with_columns(names)
 
 
-def _take_over(
-    settings: BatchSettings, output: OutputFolder, seen: manifest.Manifest, precisions: Sequence[str]
-) -> Lease:
-    """Make this run the owner of the folder, and record how its rows are made. Raises SettingsError."""
+def _take_over(settings: BatchSettings, output: OutputFolder, seen: manifest.Manifest, before: About) -> Lease:
+    """Make this run the owner of the folder, and record how its rows are made. Raises SettingsError.
+
+    Args:
+        before: the run.json of earlier runs whose rows this run keeps.
+    """
     lease = take_over(output, settings.output.overwrite)
     about = About(
         run_id=lease.run_id,
@@ -210,7 +216,8 @@ def _take_over(
         fingerprint=fingerprint(settings),
         settings=to_plain(settings),
         versions=versions(),
-        precisions=list(precisions),
+        precisions=before.precisions,
+        chosen=before.chosen,
     )
     try:
         output.write_json("input.json", manifest.to_json(seen))

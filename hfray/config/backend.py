@@ -86,6 +86,28 @@ class VLLMBackend:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class AutoBackend:
+    """The fastest engine for the job where its workers run: vLLM, or transformers (`hfray.engines.choice`)."""
+
+    name: Literal["auto"]
+    batch_size: int | None = Field(default=None, ge=1)
+    prefix_caching: bool = True
+
+    def resolved(self, engine: str) -> VLLMBackend | TransformersBackend:
+        """The backend of an engine: `vllm`, `paged` or `transformers`."""
+        if engine == "vllm":
+            return VLLMBackend(name="vllm", batch_size=self.batch_size, prefix_caching=self.prefix_caching)
+        paged = engine == "paged"
+        return TransformersBackend(
+            name="transformers",
+            attention="flash_attention_2" if paged else None,
+            paged=paged,
+            batch_size=self.batch_size,
+            prefix_caching=self.prefix_caching,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FakeBackend:
     """No model: deterministic text, and faults on demand (`hfray.engines.fake`)."""
 
@@ -103,4 +125,4 @@ class FakeBackend:
     hold_until: str | None = None
 
 
-Backend = OpenVINOBackend | TransformersBackend | VLLMBackend | FakeBackend
+Backend = OpenVINOBackend | TransformersBackend | VLLMBackend | AutoBackend | FakeBackend

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from hfray.config.backend import Backend
 from hfray.config.engine import STRICT, EngineSettings, PromptSettings
 from hfray.config.secrets import check_no_credentials
 from hfray.config.workers import (
@@ -114,6 +115,16 @@ class BatchSettings(EngineSettings):
             found[name] = dataclasses.replace(self, workers=pool.workers, **own)
         return found
 
+    def with_engines(self, engines: Mapping[str, str]) -> BatchSettings:
+        """These settings with the engines that were chosen for `backend=auto`, by the names of the pools."""
+        if not isinstance(self.workers, list):
+            return dataclasses.replace(self, backend=_resolved(self.backend, engines.get("")))
+        workers = [
+            dataclasses.replace(pool, name=name, backend=_resolved(pool.backend or self.backend, engines.get(name)))
+            for name, pool in zip(self.pools, self.workers, strict=True)
+        ]
+        return dataclasses.replace(self, workers=workers)
+
     @property
     def start_timeout(self) -> float:
         """Seconds to wait for the first worker of any pool."""
@@ -127,3 +138,7 @@ class BatchSettings(EngineSettings):
     @property
     def _kinds(self) -> Sequence[WorkerSettings]:
         return self.workers if isinstance(self.workers, list) else [self.workers]
+
+
+def _resolved(backend: Backend, engine: str | None) -> Backend:
+    return backend.resolved(engine) if engine is not None and backend.name == "auto" else backend

@@ -21,7 +21,7 @@ ROW_TOKENS = 320
 def capacity_of(settings: EngineSettings) -> int:
     """The maximum number of rows that the engine runs at once. An engine with little memory may choose fewer."""
     backend = settings.backend
-    if backend.name == "transformers":
+    if backend.name in ("transformers", "auto"):
         return backend.batch_size or (MAX_CAPACITY if settings.device.uses_gpu else CPU_CAPACITY)
     if backend.name == "vllm" and settings.device.uses_gpu:
         return backend.batch_size or VLLM_GPU_CAPACITY

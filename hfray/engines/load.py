@@ -34,6 +34,10 @@ def load_engine(
     Raises:
         ValueError: the model or device cannot be used; the message names the key, its value and the remedy.
     """
+    if settings.backend.name == "auto":
+        from hfray.engines.choice import resolve
+
+        settings, _ = resolve(settings, folder)
     engine = _load(settings, folder, threads, gpu_share)
     wanted = format_of(settings.asked_precision)
     if wanted is not None and computing_format(engine.precision) != wanted:
@@ -157,7 +161,7 @@ def _vllm(
         from hfray.engines.vllm import VLLMEngine
     except ImportError as error:
         raise ValueError(
-            f"backend=vllm: vLLM cannot be imported ({error}). Install `hfray[vllm]`, or vLLM's build for CPUs."
+            f"backend=vllm: vLLM cannot be imported ({error}). Install `hfray[gpu]`, or vLLM's build for CPUs."
         ) from error
     arguments = {
         "enable_prefix_caching": backend.prefix_caching,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # Where vLLM is not installed, pyright takes this file for the package `vllm`, hence the two comments for pyright below.
+import vllm
 from vllm import EngineArgs, LLMEngine
 from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
@@ -176,6 +177,21 @@ def _structured(form: ResponseFormat) -> StructuredOutputsParams:
     if form.kind == "schema":
         return StructuredOutputsParams(json=closed(form.schema), disable_any_whitespace=True)
     return StructuredOutputsParams(**{form.kind: form.text})
+
+
+def version() -> str:
+    """vLLM's version."""
+    return vllm.__version__
+
+
+def knows(architecture: str) -> bool:
+    """Whether vLLM has an implementation of its own of this architecture."""
+    return architecture in vllm.ModelRegistry.get_supported_archs()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def runs_on(gpu: bool) -> bool:
+    """Whether this build of vLLM runs on this machine's GPUs, or on its CPU."""
+    return current_platform.is_cuda_alike() if gpu else current_platform.is_cpu()
 
 
 def _formats_of_platform() -> list[str]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class Worker:
     """Completes records. The caller decides how many records run at once.
 
+    Attributes:
+        choice: why this engine runs, if the settings left that to hfray (`backend=auto`).
+
     Args:
         settings: the engine's settings and the prompt's.
         folder: the prepared model folder; None prepares it here.
@@ -41,10 +44,13 @@ class Worker:
         on_death: Callable[[EngineDiedError], None] | None = None,
         apart: bool = False,
     ) -> None:
+        from hfray.engines.choice import resolve
         from hfray.engines.load import load_engine
         from hfray.engines.process import load_apart
         from hfray.inference.prompts import RecordPrompt
 
+        settings, choice = resolve(settings, folder, fixed_params=not apart)
+        self.choice = None if choice is None else choice.reason
         self.settings, self._params = settings, settings.params
         load = load_apart if apart else load_engine
         share = workers_of(settings).gpu_share

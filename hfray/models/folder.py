@@ -6,7 +6,7 @@ import json
 import math
 import pickle
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,18 @@ def kv_values_per_token(folder: Path) -> int | None:
     def first(*keys: str) -> int | None:
         return next((config[key] for key in keys if isinstance(config.get(key), int) and config[key] > 0), None)
 
-    layers, heads = first("num_hidden_layers", "n_layer", "num_layers"), first("num_attention_heads", "n_head")
+    layers, heads = first("num_hidden_layers", "n_layer", "num_layers"), num_attention_heads(config)
     hidden, kv_heads = first("hidden_size", "n_embd", "d_model"), first("num_key_value_heads")
     if not (layers and heads and hidden):
         return None
     return 2 * layers * (kv_heads or heads) * (first("head_dim") or hidden // heads)
+
+
+def num_attention_heads(config: Mapping[str, Any]) -> int | None:
+    """The attention heads of one layer, from `config.json`; None if it does not say."""
+    config = config.get("text_config") or config
+    found = (config.get(key) for key in ("num_attention_heads", "n_head"))
+    return next((heads for heads in found if isinstance(heads, int) and heads > 0), None)
 
 
 def end_token_ids(*candidates: int | Iterable[int] | None) -> set[int]:

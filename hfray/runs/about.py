@@ -11,10 +11,19 @@ ABOUT = "run.json"
 
 
 @dataclass(slots=True)
+class Chosen:
+    """The engine that `backend=auto` became, `vllm`, `paged` or `transformers`, and why."""
+
+    engine: str = ""
+    reason: str = ""
+
+
+@dataclass(slots=True)
 class About:
     """The settings of the newest run, the fingerprint of what decides the text, and the versions of the libraries.
 
-    `precisions` are what the engines of all runs that made rows of the folder computed in.
+    `precisions` are what the engines of all runs that made rows of the folder computed in. `chosen` are the engines of
+    pools with `backend=auto`, by the pool's name; the name of a job's only pool is empty.
     """
 
     run_id: str = ""
@@ -23,6 +32,7 @@ class About:
     settings: dict[str, object] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     precisions: list[str] = field(default_factory=list)
+    chosen: dict[str, Chosen] = field(default_factory=dict)
 
 
 def read_about(output: OutputFolder, key: str = "output.path") -> About | None:

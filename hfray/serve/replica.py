@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import weakref
 from pathlib import PurePosixPath
@@ -23,6 +24,7 @@ from hfray.urls import without_hash
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
+logger = logging.getLogger(__name__)
 REPORT_SECONDS = 5.0
 LAST_WORDS_SECONDS = 2.0  # for the error events of ended streams to reach their clients
 
@@ -50,6 +52,8 @@ class Service:
         self.model_name = settings.serve.model_name or model_name(settings.model.source)
         self._death: EngineDiedError | None = None
         self.worker = Worker(settings, None, threads, on_death=self._die, apart=True)
+        if self.worker.choice is not None:
+            logger.info("backend=auto: %s", self.worker.choice)
         loop = self.worker.loop
         self.admission = Admission(loop.engine.capacity + settings.serve.max_queue)
         self._metrics = ServiceMetrics(loop, self.admission)

@@ -40,12 +40,15 @@ class Run:
 def engine_alone(settings: EngineSettings, texts: list[str], model: dict[str, str], threads: int | None = None) -> Run:
     """hfray's engine and its loop, without Ray."""
     from hfray.completion import Prompt
+    from hfray.engines.choice import resolve
     from hfray.engines.load import load_engine
     from hfray.inference.loop import EngineLoop
 
     started = time.monotonic()
-    folder = model.get("ir", model.get("hf"))  # the fake backend has no model
-    loop = EngineLoop(load_engine(settings, folder=Path(folder) if folder else None, threads=threads))
+    given = model.get("ir", model.get("hf"))  # the fake backend has no model
+    folder = Path(given) if given else None
+    settings, _ = resolve(settings, folder, fixed_params=True)
+    loop = EngineLoop(load_engine(settings, folder=folder, threads=threads))
     ready, precision = time.monotonic(), loop.engine.precision
     completions = loop.generate([Prompt(text) for text in texts], settings.params)
     seconds, stats = time.monotonic() - ready, loop.stats

@@ -46,6 +46,7 @@ class Trial:
 
     start_seconds: float = 0.0
     precision: str = ""
+    engine: str | None = None  # which engine backend=auto became, and why
     threads: int | None = None
     context_length: int | None = None
     prompts: Lengths = field(default_factory=Lengths)
@@ -108,7 +109,7 @@ def make_plan(settings: BatchSettings) -> Plan:
     """
     from hfray.batch.preflight import count_pending, inspect
 
-    table, output = inspect(settings)
+    settings, table, output = inspect(settings)
     done = _done(settings, output)
     pending = count_pending(table, done)
     trial = _try_somewhere(settings, sample(table, done)) if pending else Trial()
@@ -186,6 +187,7 @@ def try_rows(settings: BatchSettings, rows: pa.Table, threads: int | None) -> Tr
     worker = Worker(settings, threads=threads)
     try:
         trial.start_seconds, trial.precision = time.monotonic() - started, worker.loop.engine.precision
+        trial.engine = worker.choice
         prompts = _render(settings, worker, rows, trial)
         capacity = worker.loop.engine.capacity
         _run(worker, prompts[: min(MAX_TRIED, max(MIN_TRIED, 2 * capacity))], trial)

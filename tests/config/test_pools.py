@@ -22,7 +22,7 @@ def settings(*overrides: str):
 def test_a_pool_overrides_some_settings_and_inherits_the_others():
     workers = "workers=[{name: gpus, gpus: 2}, {backend: openvino, device: cpu, size: [1, 4], cpus: 16}]"
     gpu, cpu = settings("conf=bloom_gpu", workers).pools.items()
-    assert (gpu[0], gpu[1].backend.name, gpu[1].device.index, gpu[1].workers.gpus) == ("gpus", "transformers", 0, 2)
+    assert (gpu[0], gpu[1].backend.name, gpu[1].device.index, gpu[1].workers.gpus) == ("gpus", "auto", 0, 2)
     assert (cpu[0], cpu[1].backend.name, cpu[1].model.precision) == ("openvino", "openvino", "auto")
     assert (cpu[1].device.index, cpu[1].workers.bounds, cpu[1].workers.cpus) == (-1, (1, 4), 16)
     assert cpu[1].model == gpu[1].model

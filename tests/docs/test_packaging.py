@@ -17,7 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OWN_ENVIRONMENT = {"vllm", "load"}  # extras that are not part of the development environment
+OWN_ENVIRONMENT = {"gpu", "load"}  # extras that are not part of the development environment
 
 # The first release without the vulnerabilities that pyproject.toml names.
 FLOORS = {"jinja2": "3.1.6", "langchain-core": "1.2.22", "filelock": "3.20.3"}
@@ -51,6 +51,19 @@ def test_constraints_satisfy_pyproject():
     pinned = constraints()
     wrong = [str(r) for r in direct_dependencies() if pinned[canonicalize_name(r.name)] not in r.specifier]
     assert wrong == []
+
+
+def test_one_extra_brings_all_that_a_gpu_worker_runs():
+    """vLLM 0.32 requires transformers from 5.16.1 and below 5.20."""
+    extras = PROJECT["optional-dependencies"]
+    parts = {part for r in map(Requirement, extras["gpu"]) for part in (r.extras or {r.name})}
+    assert {"transformers", "serve", "vllm"} <= parts
+    transformers = next(r for r in map(Requirement, extras["transformers"]) if r.name == "transformers")
+    assert all(version in transformers.specifier for version in ("5.5.4", "5.16.1", "5.19.0"))
+    pinned = pinned_in((ROOT / "constraints-gpu.txt").read_text())
+    needed = [r for part in parts - {"vllm"} for r in map(Requirement, extras[part])]
+    needed += [r for r in map(Requirement, [*PROJECT["dependencies"], *extras["gpu"]]) if r.name != PROJECT["name"]]
+    assert [str(r) for r in needed if pinned[canonicalize_name(r.name)] not in r.specifier] == []
 
 
 def test_constraints_hold_public_versions_only():

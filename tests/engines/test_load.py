@@ -91,7 +91,7 @@ def test_too_few_gpus_for_vllm_are_told(monkeypatch):
     [
         (["task=summarization"], "task=summarization: backend=vllm"),
         (["+model.kwargs.a=1"], "model.kwargs: .*backend.options"),
-        ([], r"backend=vllm: vLLM cannot be imported.*hfray\[vllm\]"),
+        ([], r"backend=vllm: vLLM cannot be imported.*hfray\[gpu\]"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused(monkeypatch, tiny_llama, overrides, message):

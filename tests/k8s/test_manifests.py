@@ -290,8 +290,9 @@ def test_dockerfiles_name_what_exists(dockerfile):
         for path in line.split()[:-1]:
             assert (ROOT / path).exists(), path
     assert re.search(r"^ARG PYTHON_IMAGE=python:\S+$\nFROM \$\{PYTHON_IMAGE\}$", text, re.M)  # a digest can be given
-    assert "constraints.txt" in re.search(r"^COPY (.*)$", text, re.M)[1]
-    assert "--constraint constraints.txt" in re.search(r"^RUN pip install (.*)$", text, re.M)[1]
+    constraints = "constraints-gpu.txt" if dockerfile == "Dockerfile.gpu" else "constraints.txt"
+    assert f" {constraints} " in re.search(r"^COPY (.*)$", text, re.M)[1]
+    assert f"--constraint {constraints} " in re.search(r"^RUN pip install (.*)$", text, re.M)[1]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.search(r"^ARG EXTRAS=([\w,]+)$", text, re.M)[1].split(",")) <= extras.keys()
     assert f"=={ray.__version__}" in text
