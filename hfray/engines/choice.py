@@ -174,7 +174,7 @@ def _vllm(architecture: str, on_gpu: bool) -> tuple[str | None, str, bool]:
 
 
 def _has_flash_attention() -> bool:
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     return is_flash_attn_2_available()
 

@@ -65,6 +65,7 @@ def _load(settings: EngineSettings, folder: Path | None, threads: int | None, gp
         return _openvino(settings, backend, folder, threads)
     if backend.name == "transformers":
         return _transformers(settings, backend, folder, threads, gpu_share)
+    assert backend.name == "vllm"  # `load_engine` has replaced `auto`
     return _vllm(settings, backend, folder, threads, gpu_share)
 
 
@@ -152,7 +153,6 @@ def _vllm(
     on_cpu, alone = not device.uses_gpu, device.map is None
     if on_cpu:  # set the variables before the import, because vLLM reads them then
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # otherwise a GPU build of vLLM would use a GPU
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(backend.kv_cache_gib or 4))))
         if threads:
             os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
     elif alone:  # vLLM has no device index: it uses the first visible GPU
@@ -163,7 +163,7 @@ def _vllm(
         raise ValueError(
             f"backend=vllm: vLLM cannot be imported ({error}). Install `hfray[gpu]`, or vLLM's build for CPUs."
         ) from error
-    arguments = {
+    arguments: dict[str, Any] = {
         "enable_prefix_caching": backend.prefix_caching,
         "tensor_parallel_size": None if on_cpu or alone or backend.parallel_gpus else settings.gpus or _gpu_count(),
         "max_num_batched_tokens": backend.batch_tokens,

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Where vLLM is not installed, pyright takes this file for the package `vllm`, hence the two comments for pyright below.
 import vllm
-from vllm import EngineArgs, LLMEngine
 from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
@@ -34,6 +32,7 @@ from hfray.response import ResponseFormat
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
+LIBRARY: Any = vllm  # where vLLM is not installed, pyright takes this file for the package `vllm`
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 BUFFERED_TOKENS = 10  # vLLM hands over the tokens of a request that may wait in portions of this size
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -54,6 +53,7 @@ class VLLMEngine(Engine):
     Args:
         folder: the Hugging Face folder.
         capacity: sequences run at once; None: vLLM's choice for the device.
+        kv_cache_gib: size of the KV cache; None: 4 on a CPU, and vLLM's choice on a GPU.
         precision: a value of `model.precision`. Quantized weights stay as the checkpoint's config.json says.
         gpu_share: the part that this engine gets of the GPU memory that vLLM would take by default.
         arguments: further `EngineArgs` of vLLM.
@@ -67,6 +67,7 @@ class VLLMEngine(Engine):
         folder: Path,
         *,
         capacity: int | None = None,
+        kv_cache_gib: float | None = None,
         precision: str = "auto",
         trust_remote_code: bool = False,
         gpu_share: float = 1.0,
@@ -74,15 +75,16 @@ class VLLMEngine(Engine):
     ) -> None:
         check_quantized(folder, precision)
         self.tokenizer = load_tokenizer(folder, trust_remote_code)
-        on_cpu, memory = current_platform.is_cpu(), EngineArgs.gpu_memory_utilization
-        mine = engine_arguments(on_cpu=on_cpu, capacity=capacity, gpu_share=gpu_share, memory=memory)
+        on_cpu, memory = current_platform.is_cpu(), LIBRARY.EngineArgs.gpu_memory_utilization
+        mine = engine_arguments(
+            on_cpu=on_cpu, capacity=capacity, kv_cache_gib=kv_cache_gib, gpu_share=gpu_share, memory=memory
+        )
         dtype = torch_dtype(precision, stored_dtype(folder), on_cpu=on_cpu, fast=_formats_of_platform())
         mine |= {"model": str(folder), "dtype": dtype, "trust_remote_code": trust_remote_code}
         os.environ[vllm_process.OWNER] = str(os.getpid())
         try:
-            engine_args = EngineArgs(**(mine | arguments))  # pyright: ignore[reportCallIssue]
-            make: Any = LLMEngine.from_engine_args  # pyright: ignore[reportAttributeAccessIssue]
-            self._vllm: Any = make(engine_args, usage_context=UsageContext.LLM_CLASS)
+            engine_args = LIBRARY.EngineArgs(**(mine | arguments))
+            self._vllm: Any = LIBRARY.LLMEngine.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"vLLM cannot run model.source={folder} with backend.options={arguments}: {error}"
@@ -181,12 +183,12 @@ def _structured(form: ResponseFormat) -> StructuredOutputsParams:
 
 def version() -> str:
     """vLLM's version."""
-    return vllm.__version__
+    return LIBRARY.__version__
 
 
 def knows(architecture: str) -> bool:
     """Whether vLLM has an implementation of its own of this architecture."""
-    return architecture in vllm.ModelRegistry.get_supported_archs()  # pyright: ignore[reportAttributeAccessIssue]
+    return architecture in LIBRARY.ModelRegistry.get_supported_archs()
 
 
 def runs_on(gpu: bool) -> bool:

@@ -1,4 +1,8 @@
-"""What hfray adds to vLLM's processes. vLLM imports this file there before it loads the model (`worker_extension_cls`)."""
+"""What hfray adds to vLLM's processes.
+
+vLLM calls `watch_owner` in each of them before it loads the model, because it is an entry point of vLLM's plugins
+(pyproject.toml). Where hfray is not installed as a package, vLLM's workers import this file for their extension.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import psutil
 
 from hfray.engines.precision import precision_of
 
+_watching = 0  # the process whose thread watches
 OWNER = "HFRAY_VLLM_OWNER"  # environment variable: the id of the process that vLLM's processes work for
 
 
@@ -39,10 +44,13 @@ def end_with(owner: int) -> None:
     os._exit(1)
 
 
-def _watch_owner() -> None:
-    owner = int(os.environ.get(OWNER) or os.getpid())
-    if owner != os.getpid():  # else vLLM runs in its owner's process
+def watch_owner() -> None:
+    """End this process with its owner, unless this process watches already, or is the owner itself."""
+    global _watching
+    owner, own = int(os.environ.get(OWNER) or os.getpid()), os.getpid()
+    if own not in (owner, _watching):  # a forked process inherits the number, but not the thread
+        _watching = own
         threading.Thread(target=end_with, args=(owner,), name="hfray-owner", daemon=True).start()
 
 
-_watch_owner()
+watch_owner()

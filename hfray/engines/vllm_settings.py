@@ -9,11 +9,16 @@ from hfray.config.formats import format_of
 from hfray.engines import vllm_process
 from hfray.models.folder import read_config
 
+CPU_KV_CACHE_GIB = 4.0  # vLLM's choice is 92 % of the machine's memory
 
-def engine_arguments(*, on_cpu: bool, capacity: int | None, gpu_share: float, memory: float) -> dict[str, Any]:
+
+def engine_arguments(
+    *, on_cpu: bool, capacity: int | None, kv_cache_gib: float | None, gpu_share: float, memory: float
+) -> dict[str, Any]:
     """The `EngineArgs` that hfray sets, where it does not leave the choice to vLLM.
 
     Args:
+        kv_cache_gib: size of the KV cache; None: 4 on a CPU, what the memory share leaves on a GPU.
         memory: the share of a GPU's memory that vLLM takes by default.
     """
     arguments: dict[str, Any] = {
@@ -21,6 +26,8 @@ def engine_arguments(*, on_cpu: bool, capacity: int | None, gpu_share: float, me
         "disable_log_stats": True,  # hfray counts itself
         "worker_extension_cls": f"{vllm_process.__name__}.{vllm_process.WorkerExtension.__name__}",
     }
+    if on_cpu or kv_cache_gib:
+        arguments["kv_cache_memory_bytes"] = int((kv_cache_gib or CPU_KV_CACHE_GIB) * (1 << 30))
     if on_cpu:  # a seeded row with chunked prefill crashes vLLM: torch's CPU generators cannot be rewound
         arguments["enable_chunked_prefill"] = False
     if capacity is not None:

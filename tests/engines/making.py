@@ -41,7 +41,8 @@ def make_engine(name, request, *, precision="exact", **options):
         from hfray.engines.vllm import VLLMEngine
 
         folder = request.getfixturevalue(f"tiny_{model}")
-        return VLLMEngine(folder, precision=precision, enforce_eager=True, **options)
+        options = {"kv_cache_gib": 0.25, "precision": precision} | options
+        return VLLMEngine(folder, enforce_eager=True, **options)
     from hfray.engines.openvino import OpenVINOEngine
 
     folder = request.getfixturevalue(f"tiny_{model}_ir")

@@ -31,7 +31,12 @@ NO_VLLM = "vLLM is not installed"
         (BLOOM, {"fp32": True}, "transformers", "kernels compute in 16 bits"),
         (BLOOM, {"from_pretrained": True}, "transformers", "model.kwargs"),
         (BLOOM, {"map": True}, "transformers", "device.map of single layers"),
-        (BLOOM, {"beyond_vllm": "no_repeat_ngram_size=3"}, "transformers", "vLLM has no generation.no_repeat_ngram_size=3"),
+        (
+            BLOOM,
+            {"beyond_vllm": "no_repeat_ngram_size=3"},
+            "transformers",
+            "vLLM has no generation.no_repeat_ngram_size=3",
+        ),
         (BLOOM, {"task": "summarization"}, "transformers", "vLLM does not run task=summarization"),
         (BLOOM, {"vllm": None, "vllm_problem": "it is broken"}, "transformers", "as it is broken, and"),
         (LLAMA, {}, "paged", f"paged batching with flash attention, as {NO_VLLM}"),

@@ -95,8 +95,7 @@ def test_too_few_gpus_for_vllm_are_told(monkeypatch):
     ],
 )
 def test_what_vllm_cannot_do_is_refused(monkeypatch, tiny_llama, overrides, message):
-    for name in ("CUDA_VISIBLE_DEVICES", "VLLM_CPU_KVCACHE_SPACE"):
-        monkeypatch.setenv(name, "")  # restored after the test, because the engine sets these variables
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # restored after the test, because the engine sets it
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delitem(sys.modules, "hfray.engines.vllm", raising=False)
     with pytest.raises(ValueError, match=message):

@@ -77,7 +77,7 @@ def test_tokens_that_may_wait_come_in_portions(request):
 OWNER = """
 import pathlib, sys, psutil
 from hfray.engines.vllm import VLLMEngine
-engine = VLLMEngine(pathlib.Path(sys.argv[1]), precision="exact", enforce_eager=True)
+engine = VLLMEngine(pathlib.Path(sys.argv[1]), precision="exact", kv_cache_gib=0.25, enforce_eager=True)
 print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
 sys.stdin.read()
 """

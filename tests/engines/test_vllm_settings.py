@@ -8,14 +8,19 @@ import pytest
 
 from hfray.engines.vllm_settings import check_quantized, engine_arguments
 
-ON_GPU = {"on_cpu": False, "capacity": None, "gpu_share": 1.0, "memory": 0.92}
+ON_GPU = {"on_cpu": False, "capacity": None, "kv_cache_gib": None, "gpu_share": 1.0, "memory": 0.92}
 
 
 def test_vllm_chooses_how_many_sequences_and_tokens_a_step_takes():
     given = engine_arguments(**ON_GPU)
     assert given["disable_log_stats"] is True
-    assert given.keys().isdisjoint({"max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "quantization"})
+    assert given.keys() == {"generation_config", "disable_log_stats", "worker_extension_cls"}
     assert engine_arguments(**ON_GPU | {"capacity": 7})["max_num_seqs"] == 7
+
+
+def test_the_size_of_the_kv_cache():
+    assert engine_arguments(**ON_GPU | {"kv_cache_gib": 1.5})["kv_cache_memory_bytes"] == 3 << 29
+    assert engine_arguments(**ON_GPU | {"on_cpu": True})["kv_cache_memory_bytes"] == 4 << 30
 
 
 def test_workers_that_share_a_gpu_divide_vllms_memory():
