@@ -123,13 +123,16 @@ class ResponseSettings:
             raise ValueError(f"{key}: task={task} cannot hold its answers to a form. Use task=text-generation.")
         if backend.name == "transformers" and backend.paged:
             raise ValueError(f"{key}: backend.paged=true cannot hold its answers to a form. Use backend.paged=false.")
+        name = (
+            "transformers" if backend.name == "auto" else backend.name
+        )  # auto takes vLLM only if vLLM enforces it too
         if self.schema is not None:
-            found = unenforced(self.json_schema, backend.name)
+            found = unenforced(self.json_schema, name)
             if found is not None:
-                name, place, others = found
+                keyword, place, others = found
                 raise ValueError(
-                    f"{key}: backend={backend.name} cannot enforce {name!r} (at {place}). Use one of the backends that "
-                    f"can ({', '.join(others)}), or leave {name!r} out."
+                    f"{key}: backend={backend.name} cannot enforce {keyword!r} (at {place}). Use one of the backends that "
+                    f"can ({', '.join(others)}), or leave {keyword!r} out."
                 )
         if self.format is None:
             return

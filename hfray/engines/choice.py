@@ -33,7 +33,8 @@ class Facts:
         fp32: whether the precision asked for is fp32.
         from_pretrained: whether there are further arguments of from_pretrained (`model.kwargs`).
         beyond_greedy: a parameter that asks for more than greedy decoding; None if no row can ask for more.
-        beyond_vllm: a parameter that vLLM does not have, or None.
+        beyond_vllm: a setting that vLLM does not have, or None.
+        typed: whether the answers are held to a form (`response`).
         vllm: vLLM's version, None if it cannot run on this device.
         vllm_problem: why it cannot.
         vllm_knows: whether vLLM has the architecture itself.
@@ -50,6 +51,7 @@ class Facts:
     from_pretrained: bool = False
     beyond_greedy: str | None = None
     beyond_vllm: str | None = None
+    typed: bool = False
     vllm: str | None = None
     vllm_problem: str = "vLLM is not installed"
     vllm_knows: bool = False
@@ -84,7 +86,7 @@ def _against_vllm(facts: Facts) -> str | None:
         f"vLLM has no {facts.architecture or 'such architecture'}": not facts.vllm_knows,
         "vLLM takes no model.kwargs": facts.from_pretrained,
         "vLLM does not take a device.map of single layers": facts.map,
-        f"vLLM has no generation.{facts.beyond_vllm}": facts.beyond_vllm is not None,
+        f"vLLM has no {facts.beyond_vllm}": facts.beyond_vllm is not None,
         "vLLM's fast kernels compute in 16 bits": facts.fp32 and facts.gpus > 0,
         f"the {facts.heads} attention heads cannot be divided among {facts.gpus} GPUs": (
             facts.heads is not None and facts.gpus > 1 and facts.heads % facts.gpus != 0
@@ -101,6 +103,7 @@ def _against_paged(facts: Facts) -> str | None:
         "paged batching runs on one GPU": facts.gpus > 1 or facts.map,
         "paged batching is greedy, and rows may sample": facts.beyond_greedy == "",
         f"paged batching is greedy, without generation.{facts.beyond_greedy}": bool(facts.beyond_greedy),
+        "paged batching holds no answers to a form": facts.typed,
         "flash attention computes in 16 bits": facts.fp32,
         "flash attention is not installed": not facts.flash_attention,
         f"the attention of {facts.architecture or 'the model'} cannot be paged": not facts.pageable,
@@ -143,13 +146,28 @@ def look(settings: EngineSettings, folder: Path, fixed_params: bool) -> Facts:
         fp32=format_of(settings.asked_precision) == "fp32",
         from_pretrained=bool(settings.model.kwargs),
         beyond_greedy=params.beyond_greedy if fixed_params else "",
-        beyond_vllm=f"no_repeat_ngram_size={params.no_repeat_ngram_size}" if params.no_repeat_ngram_size else None,
+        beyond_vllm=_beyond_vllm(settings),
+        typed=settings.response.given,
         vllm=version,
         vllm_problem=problem,
         vllm_knows=knows,
         flash_attention=flash,
         pageable=flash and _is_pageable(folder, settings.model.trust_remote_code),
     )
+
+
+def _beyond_vllm(settings: EngineSettings) -> str | None:
+    """A setting that vLLM does not have."""
+    from hfray.config.backend import VLLMBackend
+
+    ngram = settings.params.no_repeat_ngram_size
+    if ngram:
+        return f"generation.no_repeat_ngram_size={ngram}"
+    try:
+        settings.response.check_engine(VLLMBackend(name="vllm"), settings.task)
+    except ValueError as error:
+        return f"way to this form ({error})"
+    return None
 
 
 def _gpus(settings: EngineSettings) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ NO_VLLM = "vLLM is not installed"
         (BLOOM, {"map": True}, "transformers", "device.map of single layers"),
         (
             BLOOM,
-            {"beyond_vllm": "no_repeat_ngram_size=3"},
+            {"beyond_vllm": "generation.no_repeat_ngram_size=3"},
             "transformers",
             "vLLM has no generation.no_repeat_ngram_size=3",
         ),
@@ -45,6 +46,8 @@ NO_VLLM = "vLLM is not installed"
         (LLAMA, {"map": True}, "transformers", "on one GPU"),
         (LLAMA, {"beyond_greedy": "temperature=1.0"}, "transformers", "without generation.temperature=1.0"),
         (LLAMA, {"beyond_greedy": ""}, "transformers", "rows may sample"),
+        (LLAMA, {"typed": True}, "transformers", "paged batching holds no answers to a form"),
+        (BLOOM, {"typed": True}, "vllm", "vLLM 0.33.0"),
         (LLAMA, {"fp32": True}, "transformers", "flash attention computes in 16 bits"),
         (LLAMA, {"flash_attention": False}, "transformers", "flash attention is not installed"),
         (LLAMA, {"pageable": False}, "transformers", "LlamaForCausalLM cannot be paged"),
@@ -72,7 +75,17 @@ def test_the_facts_on_this_machine(tiny_bloom):
     assert (facts.vllm is not None) == facts.vllm_knows == (importlib.util.find_spec("vllm") is not None)
     given = settings_of(tiny_bloom, "generation.no_repeat_ngram_size=3", "model.precision=exact", "+model.kwargs.a=1")
     facts = look(given, tiny_bloom, fixed_params=True)
-    assert (facts.beyond_vllm, facts.fp32, facts.from_pretrained) == ("no_repeat_ngram_size=3", True, True)
+    assert (facts.beyond_vllm, facts.fp32, facts.from_pretrained) == ("generation.no_repeat_ngram_size=3", True, True)
+
+
+def test_forms_of_answers(tiny_llama):
+    """Both engines enforce a choice; an engine that cannot enforce a schema is not chosen."""
+    choice = settings_of(tiny_llama, "response.choice=[yes, no]")
+    facts = look(choice, tiny_llama, fixed_params=True)
+    assert (facts.typed, facts.beyond_vllm) == (True, None)
+    schema = json.dumps({"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 3}}})
+    hard = settings_of(tiny_llama, f"response.schema={schema}")
+    assert "multipleOf" in look(hard, tiny_llama, fixed_params=True).beyond_vllm
 
 
 @pytest.mark.parametrize(("model", "pageable"), [("tiny_llama", True), ("tiny_bloom", False)])
