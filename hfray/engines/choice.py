@@ -133,6 +133,8 @@ def resolve(settings: S, folder: Path | None = None, *, fixed_params: bool = Fal
 
 def look(settings: EngineSettings, folder: Path, fixed_params: bool) -> Facts:
     """The facts about a job on this machine. Imports vLLM if it is installed."""
+    import hfray.engines.torch  # noqa: F401  before torch: sets up its memory allocator
+
     config, device, params = read_config(folder), settings.device, settings.params
     architecture = next(iter(config.get("architectures") or ()), "")
     version, problem, knows = _vllm(architecture, device.uses_gpu)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from hfray.config.formats import computing_format, format_of
 from hfray.engines.base import Engine
 from hfray.engines.capacity import capacity_of
-from hfray.engines.gpu_memory import limit_memory
 
 if TYPE_CHECKING:
     from hfray.config.backend import OpenVINOBackend, TransformersBackend, VLLMBackend
@@ -110,6 +109,7 @@ def _transformers(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import hfray.engines.torch  # noqa: F401  before torch: sets up its memory allocator
     import torch  # isort: skip
+    from hfray.engines.torch.memory import limit_memory
 
     if threads:
         torch.set_num_threads(threads)

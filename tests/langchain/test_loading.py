@@ -151,7 +151,7 @@ def test_a_model_that_is_too_large_in_its_own_dtype_is_refused(tiny_gpt2, monkey
     from hfray.models.folder import weight_bytes
 
     half = weight_bytes(tiny_gpt2, "bfloat16")
-    monkeypatch.setattr(checkpoint, "usable_memory", lambda device: int(half * 1.5))
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda device: int(half * 1.5))
     with pytest.raises(ValueError, match="in float32 its weights take"):
         load_model(tiny_gpt2, device="cuda:0", precision="bf16", model_kwargs={"dtype": "auto"})
 

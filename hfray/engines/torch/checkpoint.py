@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfray.engines.base import NO_CHAT_TEMPLATE
-from hfray.engines.gpu_memory import usable_memory
 from hfray.engines.precision import torch_dtype
+from hfray.engines.torch.memory import free_bytes
 from hfray.errors import RequestError
 from hfray.models.folder import check_tokenizer, end_token_ids, read_config, stored_dtype, weight_bytes
 
@@ -97,7 +97,7 @@ def load_model(
     gpus = [device] if device_map is None else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if gpus not in ([], ["cpu"]) and not quantized and not offload:
         loaded = loaded_dtype(folder, dtype, model_kwargs or {})
-        free = [usable_memory(gpu) for gpu in gpus]
+        free = [free_bytes(gpu) for gpu in gpus]
         check_fits(weight_bytes(folder, loaded), free, f"model.source={folder}: in {loaded}")
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, **(model_kwargs or {})}
     if attention:

@@ -45,12 +45,31 @@ def position_bytes(model: Any) -> int:
     return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
 
 
-def free_bytes(device: torch.device) -> int:
-    """The memory that this process may still allocate on a GPU."""
+def limit_memory(share: float) -> None:
+    """Let this process allocate at most this share of the memory of every visible GPU: others share the GPU."""
+    if share < 1:
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.set_per_process_memory_fraction(share, index)
+
+
+def free_bytes(device: torch.device | str) -> int:
+    """The memory that this process may still allocate on a GPU, within the share of `limit_memory`."""
     free, total = torch.cuda.mem_get_info(device)
-    allocated = torch.cuda.memory_allocated(device)
-    limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return max(0, min(free + torch.cuda.memory_reserved(device) - allocated, limit - allocated))
+    reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return usable_bytes(free + reserved - allocated, total, allocated, share)
+
+
+def usable_bytes(free: int, total: int, taken: int, share: float) -> int:
+    """Bytes that a process may still take of a GPU.
+
+    Args:
+        free: bytes that no process uses.
+        total: size of the GPU's memory in bytes.
+        taken: bytes that this process uses already.
+        share: the part of `total` that this process may use.
+    """
+    return max(0, min(free, int(total * share) - taken))
 
 
 def default_rows(positions: int | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hfray.engines import load
-from hfray.engines.gpu_memory import usable_bytes
+from hfray.engines.torch.memory import usable_bytes
 from hfray.inference.worker import Worker
 from tests.conftest import batch_settings
 
