@@ -21,6 +21,7 @@ from hfray.config.formats import format_name
 from hfray.engines import vllm_process
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
 from hfray.engines.precision import torch_dtype
+from hfray.engines.torch import ALLOCATOR
 from hfray.engines.torch.checkpoint import load_tokenizer
 from hfray.engines.vllm_settings import check_quantized, engine_arguments
 from hfray.engines.waiting import WaitingRequests
@@ -82,6 +83,9 @@ class VLLMEngine(Engine):
         dtype = torch_dtype(precision, stored_dtype(folder), on_cpu=on_cpu, fast=_formats_of_platform())
         mine |= {"model": str(folder), "dtype": dtype, "trust_remote_code": trust_remote_code}
         os.environ[vllm_process.OWNER] = str(os.getpid())
+        for name, value in ALLOCATOR.items():  # vLLM sets up its own, and several GPUs cannot share growing segments
+            if os.environ.get(name) == value:
+                del os.environ[name]
         try:
             engine_args = LIBRARY.EngineArgs(**(mine | arguments))
             self._vllm: Any = LIBRARY.LLMEngine.from_engine_args(engine_args, usage_context=UsageContext.LLM_CLASS)
