@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import posixpath
@@ -31,10 +32,17 @@ class OutputFolder:
     def __init__(self, path: str) -> None:
         self.path = path
 
+    def __getstate__(self) -> dict[str, str]:
+        return {"path": self.path}  # a filesystem may hold credentials; each process opens its own
+
+    @functools.cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        return open_filesystem(self.path, "output.path")
+
     @property
     def filesystem(self) -> fs.FileSystem:
         """The filesystem that contains the folder."""
-        return open_filesystem(self.path, "output.path")[0]
+        return self._opened[0]
 
     @property
     def is_local(self) -> bool:
@@ -44,7 +52,7 @@ class OutputFolder:
     @property
     def root(self) -> str:
         """The folder's path in its filesystem."""
-        return open_filesystem(self.path, "output.path")[1].rstrip("/")
+        return self._opened[1].rstrip("/")
 
     def prepare(self) -> None:
         """Create the folder, and check that it is writable. Raises SettingsError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import pickle
 import stat
 
 import pyarrow as pa
@@ -180,3 +181,12 @@ def test_a_damaged_list_of_accepted_files_is_a_settings_error(tmp_path):
     output.write_json("accepted-aaaa.json", {"parts": "not a list"})
     with pytest.raises(SettingsError, match=r"output\.path=.*accepted-aaaa\.json.*Delete that file"):
         output.drop_unaccepted("aaaa")
+
+
+def test_only_the_path_is_sent_to_other_processes(tmp_path):
+    """An open filesystem may hold credentials."""
+    folder = OutputFolder(str(tmp_path))
+    assert folder.filesystem is folder.filesystem
+    sent = pickle.loads(pickle.dumps(folder))
+    assert vars(sent) == {"path": str(tmp_path)}
+    assert sent.root == folder.root
