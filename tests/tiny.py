@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hfray.models.cache import cached
-from hfray.models.openvino_ir import export, tool_versions
 from tests.conftest import TEXT
 
 
@@ -20,6 +19,8 @@ def tiny_model(name: str) -> Path:
 
 def tiny_ir(name: str, **options: str) -> Path:
     """The OpenVINO IR folder of a model, fp32."""
+    from hfray.models.openvino_ir import export, tool_versions  # needs pydantic, which the models do not
+
     folder = tiny_model(name)
     made_by = [folder.name, options, tool_versions()]
     return cached("tests", f"{name}-ir-{_digest(made_by)}", lambda target: export(folder, target, **options))

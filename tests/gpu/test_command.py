@@ -12,16 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MISSING = (
-    "ray hydra omegaconf pydantic orjson langchain_core langchain_huggingface openvino openvino_genai optimum psutil vllm"
+    "ray hydra omegaconf pydantic orjson langchain_core langchain_huggingface openvino openvino_genai optimum psutil vllm llguidance jsonschema"
 ).split()
+BLOCK = f"import sys\nfor name in {MISSING}:\n    sys.modules[name] = None\n"
 
 
 @pytest.mark.model
 @pytest.mark.timeout(600)
 def test_it_runs_and_its_table_comes_last(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(  # in the subprocesses too
-        f"import sys\nfor name in {MISSING}:\n    sys.modules[name] = None\n"
-    )
+    (tmp_path / "sitecustomize.py").write_text(BLOCK)  # in the subprocesses too
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     command = [sys.executable, "-m", "tests.gpu", str(tmp_path / "out"), "--device", "cpu", "--small"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=590)
