@@ -1,7 +1,7 @@
-"""JSON Schemas as EBNF grammars of JSON on one line, for OpenVINO GenAI.
+"""JSON Schemas as EBNF grammars of JSON on one line, for OpenVINO GenAI and vLLM.
 
-GenAI turns a schema into a grammar that allows any white space (2026.4). A small model then writes white space until
-its tokens are used up. These grammars allow one space after a separator, as llguidance does on the other engines.
+Both turn a schema into a grammar that allows any white space (GenAI 2026.4, vLLM 0.32). A small model then writes white
+space until its tokens are used up. These grammars allow one space after a separator, as llguidance does on the other engines.
 """
 
 from __future__ import annotations

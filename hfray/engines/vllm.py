@@ -20,6 +20,7 @@ from vllm.usage.usage_lib import UsageContext
 from hfray.config.formats import format_name
 from hfray.engines import vllm_process
 from hfray.engines.base import Engine, Request, RequestError, StepOutput
+from hfray.engines.ebnf import one_line_ebnf
 from hfray.engines.precision import torch_dtype
 from hfray.engines.torch import ALLOCATOR
 from hfray.engines.torch.checkpoint import load_tokenizer
@@ -180,8 +181,10 @@ class VLLMEngine(Engine):
 def _structured(form: ResponseFormat) -> StructuredOutputsParams:
     if form.kind == "choice":
         return StructuredOutputsParams(choice=form.choices)
-    if form.kind == "schema":
-        return StructuredOutputsParams(json=closed(form.schema), disable_any_whitespace=True)
+    if form.kind == "schema":  # vLLM's own conversion allows any white space, as GenAI's does (`hfray.engines.ebnf`)
+        schema = closed(form.schema)
+        ebnf = one_line_ebnf(schema)
+        return StructuredOutputsParams(json=schema) if ebnf is None else StructuredOutputsParams(grammar=ebnf)
     return StructuredOutputsParams(**{form.kind: form.text})
 
 
