@@ -12,7 +12,7 @@ CAPACITY = {"openvino": 256, "vllm": 256, "fake": 64}
 CPU_CAPACITY, MAX_CAPACITY = 32, 1024  # transformers: rows on a CPU, and on a GPU (fewer if its memory is short)
 VLLM_GPU_CAPACITY = 1024  # vLLM's choice for a GPU of 70 GiB and more; it is 256 for smaller ones
 OPENVINO_LEAST = 128  # rows with a small KV cache; 256 rows were 8 % faster than 128 on two cores
-LEAST = {"openvino": OPENVINO_LEAST, "vllm": CAPACITY["vllm"]}
+GPU_LEAST = 256  # rows of any engine on a GPU with little memory
 # Tokens of a typical row. An engine's capacity is its memory divided by the memory of a typical row. If the KV cache
 # gets full, the engine evicts rows and computes them again.
 ROW_TOKENS = 320
@@ -31,9 +31,10 @@ def capacity_of(settings: EngineSettings) -> int:
 def least_capacity_of(settings: EngineSettings) -> int:
     """The number of rows that the engine runs at once if its KV cache or its device is small."""
     backend = settings.backend
-    if backend.name in LEAST:
-        return backend.batch_size or LEAST[backend.name]
-    return capacity_of(settings)
+    if backend.batch_size:
+        return backend.batch_size
+    least = OPENVINO_LEAST if backend.name == "openvino" else GPU_LEAST
+    return min(capacity_of(settings), least)
 
 
 def capacity_for_cache(tokens: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hfray.config.backend import OpenVINOBackend
 from hfray.config.build import build
-from hfray.config.engine import DeviceSettings, EngineSettings
+from hfray.config.engine import EngineSettings
 from hfray.engines.capacity import capacity_of
 from hfray.engines.load import SEQ2SEQ, load_engine
 from hfray.langchain.pipeline import LocalPipeline
@@ -137,11 +137,15 @@ def transformers_settings(
     model = _model(model_id, loading, precision)
     place = {"map": device_map} if device_map is not None else {"index": device}
     dtype = loading.pop("torch_dtype", None)
-    if dtype is None and precision is None and not build(DeviceSettings, place).uses_gpu:
-        dtype = "auto"  # the checkpoint's own dtype, as transformers chooses; on a GPU as a job with precision=auto
-    model["kwargs"] = {**({} if dtype is None else {"dtype": dtype}), **loading}
-    backend = {"name": "transformers"}
-    return build(EngineSettings, {"model": model, "task": task, "backend": backend, "device": place})
+
+    def build_with(kwargs: Mapping[str, Any]) -> EngineSettings:
+        values = {"model": model | {"kwargs": dict(kwargs)}, "task": task, "backend": {"name": "transformers"}}
+        return build(EngineSettings, values | {"device": place})
+
+    settings = build_with(loading if dtype is None else {"dtype": dtype, **loading})
+    if dtype is None and precision is None and not settings.device.uses_gpu:
+        return build_with({"dtype": "auto", **loading})  # as transformers chooses; on a GPU a job's precision=auto does
+    return settings
 
 
 def settings_of(

@@ -14,7 +14,16 @@ def test_openvino_runs_as_many_rows_as_its_cache_has_room_for(tokens, rows):
 
 
 @pytest.mark.parametrize(
-    ("backend", "least"), [([], 128), (["backend.batch_size=7"], 7), (["conf=fake"], 64), (["conf=smollm2_cpu"], 32)]
+    ("backend", "least"),
+    [
+        ([], 128),
+        (["backend.batch_size=7"], 7),
+        (["conf=fake"], 64),
+        (["conf=smollm2_cpu"], 32),
+        (["conf=bloom_gpu"], 256),
+        (["conf=bloom_gpu", "backend=transformers"], 256),
+        (["conf=bloom_gpu", "backend=vllm"], 256),
+    ],
 )
 def test_replicas_are_added_by_what_an_engine_surely_takes(backend, least):
     """Replicas counted with the greatest capacity: an engine with a small KV cache refused requests, and no replica started."""
