@@ -43,8 +43,7 @@ TEXT = [
 
 
 # pytest-xdist hands out whole files in this order. A long file at the end would leave the other process without work.
-# test_interrupts signals its own process, and comes before the files that load OpenVINO: after that, SIGINT ended it.
-LONGEST = """test_interrupts serve/test_deployment batch/test_job batch/test_signals cluster/test_cluster batch/test_deaths jobs/test_submit
+LONGEST = """serve/test_deployment batch/test_job batch/test_signals cluster/test_cluster batch/test_deaths jobs/test_submit
 batch/test_dispatcher serve/test_clients langchain/test_llm batch/test_promise tools/test_export serve/test_serve_run
 engines/test_contract engines/torch/test_seq2seq data/test_cloud docs/test_commands serve/test_api cluster/test_pools
 engines/test_agreement tools/test_bench runs/test_report""".split()

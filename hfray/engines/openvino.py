@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino
@@ -23,6 +24,7 @@ from hfray.engines.waiting import WaitingRequests
 from hfray.models.folder import check_tokenizer, context_length, end_token_ids, kv_values_per_token
 from hfray.response import ResponseFormat
 
+Loaded = TypeVar("Loaded")
 KV_CACHE_SHARE = 0.25  # default KV cache size as a share of the free memory
 KV_CACHE_GIB = (1, 16)  # limits of the default size
 
@@ -33,7 +35,7 @@ class OpenVINOTokenizer:
     def __init__(self, folder: Path) -> None:
         check_tokenizer(folder)
         # With pinning, OpenVINO would bind the calling thread to one core.
-        self.native = genai.Tokenizer(folder, ENABLE_CPU_PINNING=False)
+        self.native = _load_apart(genai.Tokenizer, folder, ENABLE_CPU_PINNING=False)
         bos = self.native.get_bos_token_id()
         self.bos_id = bos if bos >= 0 else None
         # OpenVINO's Python binding deadlocks if two threads are the first to use a tensor at the same time.
@@ -57,6 +59,17 @@ class OpenVINOTokenizer:
         if not self.has_chat_template:
             raise ValueError(NO_CHAT_TEMPLATE)
         return self.native.apply_chat_template(messages, add_generation_prompt=True)
+
+
+def _load_apart(load: Callable[..., Loaded], *args: Any, **kwargs: Any) -> Loaded:
+    """Call `load` on a thread of its own.
+
+    A tokenizer, and a pipeline with one, gives the thread that loads it a stack for signal handlers. Whoever drops it
+    frees that stack, also on another thread (OpenVINO 2026.4). If the main thread loaded it, Ctrl-C then ended the
+    process with SIGSEGV.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(load, *args, **kwargs).result()
 
 
 @dataclass(slots=True)
@@ -111,8 +124,8 @@ class OpenVINOEngine(Engine):
             self.capacity = capacity or capacity_for_cache(self._kv_cache_tokens(folder))
             scheduler.max_num_seqs = self.capacity
             scheduler.max_num_batched_tokens = max(batch_tokens, self.capacity)
-            self._pipeline: Any = genai.ContinuousBatchingPipeline(
-                folder, self.tokenizer.native, scheduler, device, **properties
+            self._pipeline: Any = _load_apart(
+                genai.ContinuousBatchingPipeline, folder, self.tokenizer.native, scheduler, device, **properties
             )
         except RuntimeError as error:
             raise ValueError(

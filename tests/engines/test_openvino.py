@@ -80,3 +80,16 @@ def test_openvino_needs_no_torch_and_no_transformers(tiny_gpt2_ir):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("made", ["OpenVINOTokenizer(folder)", "OpenVINOEngine(folder, kv_cache_gib=1)"])
+def test_a_signal_after_another_thread_dropped_what_this_one_loaded(tiny_gpt2_ir, made):
+    """The signal handlers' stack was freed with the tokenizer: SIGINT ended the process with SIGSEGV."""
+    code = (
+        "import pathlib, signal, threading; from hfray.engines.openvino import OpenVINOEngine, OpenVINOTokenizer;"
+        f"folder = pathlib.Path({str(tiny_gpt2_ir)!r}); held = [{made}];"
+        "thread = threading.Thread(target=held.clear); thread.start(); thread.join();"
+        "signal.raise_signal(signal.SIGINT)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.endswith("KeyboardInterrupt\n"), done.returncode
