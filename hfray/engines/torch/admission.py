@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from hfray.engines.base import Engine
 from hfray.engines.torch.kvcache import GROW_BY
 from hfray.engines.torch.row import Row
 
@@ -103,6 +104,21 @@ class Admission:
         self.prefill_tokens = min(tokens, self.prefill_tokens + max(1, self.prefill_tokens // 2))
         if self.positions is not None and positions is not None:
             self.positions = min(positions, self.positions + max(1, self.positions // 2))
+
+
+class AdmittingEngine(Engine):
+    """An engine that runs as many rows as its admission allows."""
+
+    _admission: Admission
+
+    @property
+    def capacity(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The maximum number of rows in a batch; it falls for a while when memory runs out."""
+        return self._admission.rows
+
+    @capacity.setter
+    def capacity(self, rows: int) -> None:
+        self._admission.limit(rows)
 
 
 def prefill_size(lengths: list[int], batch_tokens: int) -> int:

@@ -14,10 +14,10 @@ from typing import Any, cast
 
 import torch
 
-from hfray.engines.base import Engine, Request, RequestError, StepOutput
+from hfray.engines.base import Request, RequestError, StepOutput
 from hfray.engines.guides import Guides
 from hfray.engines.precision import precision_of
-from hfray.engines.torch.admission import REFILL_SHARE, Admission, prefill_size
+from hfray.engines.torch.admission import REFILL_SHARE, Admission, AdmittingEngine, prefill_size
 from hfray.engines.torch.batch import RunningBatch
 from hfray.engines.torch.bloom import use_device_masks
 from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
@@ -34,7 +34,7 @@ from hfray.models.folder import context_length
 from hfray.response import ResponseFormat
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(AdmittingEngine):
     """A causal language model of transformers as a continuous batcher.
 
     Args:
@@ -101,15 +101,6 @@ class TransformersEngine(Engine):
     def add(self, request: Request) -> None:
         self._waiting.append(Row(request))
         self._blocked = False
-
-    @property
-    def capacity(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The maximum number of rows in a batch; it falls for a while when memory runs out."""
-        return self._admission.rows
-
-    @capacity.setter
-    def capacity(self, rows: int) -> None:
-        self._admission.limit(rows)
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:

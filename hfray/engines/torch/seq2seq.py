@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from hfray.engines.base import Engine, GenerationParams, Request, RequestError, StepOutput
+from hfray.engines.base import GenerationParams, Request, RequestError, StepOutput
 from hfray.engines.capacity import CPU_CAPACITY
 from hfray.engines.precision import openvino_properties, precision_of, precision_of_compiled
-from hfray.engines.torch.admission import Admission
+from hfray.engines.torch.admission import Admission, AdmittingEngine
 from hfray.engines.torch.checkpoint import TransformersTokenizer, end_ids, load_model, load_tokenizer
 from hfray.engines.torch.memory import out_of_memory, release
 from hfray.engines.torch.row import Row
@@ -43,7 +43,7 @@ class PrefixTokenizer(TransformersTokenizer):
         return super().encode(self.prefix + text, add_special_tokens=add_special_tokens)
 
 
-class Seq2SeqEngine(Engine):
+class Seq2SeqEngine(AdmittingEngine):
     """An encoder-decoder model as an engine.
 
     Args:
@@ -135,15 +135,6 @@ class Seq2SeqEngine(Engine):
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot run model.source={folder} on device.name={device}: {error}") from error
         return cls(model, tokenizer, task=task, capacity=capacity, context=_positions(folder), precision=computes)
-
-    @property
-    def capacity(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The maximum number of rows in a batch; it falls for a while when memory runs out."""
-        return self._admission.rows
-
-    @capacity.setter
-    def capacity(self, rows: int) -> None:
-        self._admission.limit(rows)
 
     def room(self, params: GenerationParams, prompt_tokens: int) -> int:
         """As the base class; `max_length` counts the completion and its start token, never the prompt."""
